@@ -1,0 +1,363 @@
+//! The requests, their answers and their failures: everything that crosses from host to guest.
+//!
+//! The same JSON form is what the agent's policy sees as its `input`, so a field's name here is a
+//! name that policies rely on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the host asks of the guest. The agent's policy decides each one by the name of its variant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", content = "input", deny_unknown_fields)]
+pub enum Request {
+    /// Who answers, and how it is doing. Allowed at any time.
+    Info,
+    /// Gives the pod its names, network and init data. Once, before everything else.
+    StartPod(StartPod),
+    /// Attests to the key broker now rather than at the first need of a secret.
+    Attest,
+    /// Pulls, verifies, decrypts and unpacks an image.
+    PullImage(PullImage),
+    /// Prepares a container from an image pulled before.
+    CreateContainer(Box<CreateContainer>),
+    /// Runs the main process of a container.
+    StartContainer(ContainerRef),
+    /// Prepares and runs one more process in a running container.
+    ExecProcess(Box<ExecProcess>),
+    /// Sends a signal to a process.
+    SignalProcess(SignalProcess),
+    /// Sets the size of a process's terminal.
+    ResizeTerminal(ResizeTerminal),
+    /// Waits until a process ends.
+    WaitProcess(ProcessRef),
+    /// Turns this call's stream into the standard input of a process.
+    WriteStdin(ProcessRef),
+    /// Turns this call's stream into the standard output (or the terminal) of a process.
+    ReadStdout(ProcessRef),
+    /// Turns this call's stream into the standard error of a process.
+    ReadStderr(ProcessRef),
+    /// Lists the containers and their states.
+    ListContainers,
+    /// Ends what is left of a container and forgets it.
+    RemoveContainer(ContainerRef),
+    /// Ends all containers and powers the guest off.
+    StopPod,
+}
+
+impl Request {
+    /// The variant's name: what policies, logs and denials call this request.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Info => "Info",
+            Self::StartPod(_) => "StartPod",
+            Self::Attest => "Attest",
+            Self::PullImage(_) => "PullImage",
+            Self::CreateContainer(_) => "CreateContainer",
+            Self::StartContainer(_) => "StartContainer",
+            Self::ExecProcess(_) => "ExecProcess",
+            Self::SignalProcess(_) => "SignalProcess",
+            Self::ResizeTerminal(_) => "ResizeTerminal",
+            Self::WaitProcess(_) => "WaitProcess",
+            Self::WriteStdin(_) => "WriteStdin",
+            Self::ReadStdout(_) => "ReadStdout",
+            Self::ReadStderr(_) => "ReadStderr",
+            Self::ListContainers => "ListContainers",
+            Self::RemoveContainer(_) => "RemoveContainer",
+            Self::StopPod => "StopPod",
+        }
+    }
+}
+
+/// The pod as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartPod {
+    /// The pod's host name (RFC 1123 label or name).
+    pub hostname: String,
+    /// The raw init data (TOML), whose digest the agent extends into PCR 8 before it reads it.
+    pub init_data: Option<String>,
+    /// Addresses and routes of the guest's interfaces.
+    pub interfaces: Vec<Interface>,
+    /// What `/etc/resolv.conf` says.
+    pub dns: Dns,
+    /// More lines of `/etc/hosts`.
+    pub hosts: Vec<HostEntry>,
+}
+
+/// One network interface of the guest, found by its MAC address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// As `52:54:00:12:34:56`.
+    pub mac: String,
+    /// The name it gets in the guest, such as `eth0`.
+    pub name: String,
+    /// Addresses with prefix length, IPv4 or IPv6, as `10.0.2.15/24`.
+    pub addresses: Vec<String>,
+    /// Maximum transmission unit, in bytes.
+    pub mtu: Option<u32>,
+    /// Routes through this interface.
+    pub routes: Vec<Route>,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Destination as `0.0.0.0/0`.
+    pub destination: String,
+    /// The next hop, absent for a link route.
+    pub gateway: Option<String>,
+}
+
+/// The resolver's configuration, as resolv.conf(5).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// Name servers' addresses.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options such as `ndots:5`.
+    pub options: Vec<String>,
+}
+
+/// A line of `/etc/hosts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostEntry {
+    /// The address.
+    pub address: String,
+    /// Its names.
+    pub names: Vec<String>,
+}
+
+/// Which image to pull.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullImage {
+    /// The reference as the user gave it; the image policy is evaluated on it.
+    pub image: String,
+}
+
+/// A container, in the few words from which the guest builds the OCI runtime specification itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateContainer {
+    /// Chosen by the host: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, 128 bytes at most.
+    pub id: String,
+    /// A reference that [`Request::PullImage`] pulled in this pod.
+    pub image: String,
+    /// Replaces the image's entrypoint.
+    pub command: Option<Vec<String>>,
+    /// Replaces the image's command (the arguments of the entrypoint).
+    pub arguments: Option<Vec<String>>,
+    /// Added to the image's environment, replacing variables of the same name.
+    pub environment: BTreeMap<String, String>,
+    /// Replaces the image's user: `user[:group]`, names or numbers, looked up in the image.
+    pub user: Option<String>,
+    /// Replaces the image's working directory.
+    pub working_directory: Option<String>,
+    /// Whether the process gets a terminal.
+    pub terminal: bool,
+    /// Whether the host will write to standard input; otherwise it is `/dev/null`.
+    pub stdin: bool,
+    /// Whether the root file system is read-only.
+    pub read_only_root: bool,
+    /// Limits.
+    pub resources: Resources,
+}
+
+/// A container's limits (cgroup v2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// `memory.max`, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// CPU time per wall time, in thousandths of a CPU.
+    pub cpu_millis: Option<u64>,
+    /// `pids.max`.
+    pub pids: Option<u64>,
+}
+
+/// Names a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerRef {
+    /// The container's id.
+    pub container: String,
+}
+
+/// Names a process: a container's own, or one that [`Request::ExecProcess`] started in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessRef {
+    /// The container's id.
+    pub container: String,
+    /// The exec's id, absent for the container's own process.
+    pub exec: Option<String>,
+}
+
+/// One more process in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecProcess {
+    /// The container's id.
+    pub container: String,
+    /// Chosen by the host, as a container's id.
+    pub exec: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Added to the container's environment.
+    pub environment: BTreeMap<String, String>,
+    /// Another user than the container's.
+    pub user: Option<String>,
+    /// Another working directory than the container's.
+    pub working_directory: Option<String>,
+    /// Whether the process gets a terminal.
+    pub terminal: bool,
+    /// Whether the host will write to standard input.
+    pub stdin: bool,
+}
+
+/// A signal for a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalProcess {
+    /// Which.
+    pub process: ProcessRef,
+    /// The signal's number, 1 to 64.
+    pub signal: u8,
+    /// Whether every process of the container gets it.
+    pub all: bool,
+}
+
+/// A terminal's new size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeTerminal {
+    /// Which.
+    pub process: ProcessRef,
+    /// Character cells.
+    pub rows: u16,
+    /// Character cells.
+    pub columns: u16,
+}
+
+/// The guest's answer to a request that it carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "output", deny_unknown_fields)]
+pub enum Reply {
+    /// Done; nothing more to say. For the stream requests: raw bytes follow.
+    Done,
+    /// To [`Request::Info`].
+    Info(Info),
+    /// To [`Request::PullImage`].
+    Image(PulledImage),
+    /// To [`Request::WaitProcess`].
+    Exit(ExitStatus),
+    /// To [`Request::ListContainers`].
+    Containers(Vec<ContainerState>),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Info {
+    /// The agent's version.
+    pub version: String,
+    /// Milliseconds from the kernel's start to the agent's readiness.
+    pub ready_after_ms: u64,
+    /// The agent's resident memory, in bytes.
+    pub resident_bytes: u64,
+    /// The TEE that evidence comes from, such as `tpm`.
+    pub tee: String,
+}
+
+/// An image that is ready for containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PulledImage {
+    /// The manifest's digest.
+    pub digest: String,
+    /// Compressed bytes that were read from the registry.
+    pub bytes: u64,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitStatus {
+    /// The exit code, or 128 + the signal's number.
+    pub code: u8,
+    /// When, in milliseconds since the Unix epoch.
+    pub exited_at_ms: u64,
+    /// Whether the kernel killed it for want of memory.
+    pub out_of_memory: bool,
+}
+
+/// A container's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerState {
+    /// Its id.
+    pub id: String,
+    /// Its image's reference.
+    pub image: String,
+    /// Where in its life it is.
+    pub phase: Phase,
+}
+
+/// Where in its life a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Prepared, its process waits.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its process ended.
+    Stopped,
+}
+
+/// Why the guest did not do what it was asked. Made for people: `message` says what, `hint` what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// What sort of failure this is.
+    pub kind: FailureKind,
+    /// One sentence. Never a secret, nor which claim an attestation failed on.
+    pub message: String,
+    /// The next step, where there is one.
+    pub hint: Option<String>,
+    /// The key broker's id of the refusal, under which the owner's audit log has the reason.
+    pub denial: Option<String>,
+}
+
+/// Sorts of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The request is not well-formed or makes no sense.
+    Invalid,
+    /// The agent's policy does not allow it.
+    DeniedByPolicy,
+    /// The key broker refused to attest this guest or to release a key.
+    DeniedByKeyBroker,
+    /// The image's policy or signature does not allow the image.
+    ImageRefused,
+    /// What was received does not match its digest, or cannot be decrypted or unpacked.
+    ImageCorrupt,
+    /// A registry or key broker cannot be reached.
+    Unreachable,
+    /// No such container, process or image.
+    NotFound,
+    /// The state does not allow it (started twice, already exists).
+    Conflict,
+    /// Memory, disk or another resource ran out.
+    Exhausted,
+    /// A fault of the guest itself.
+    Internal,
+}
