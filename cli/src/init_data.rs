@@ -1,0 +1,219 @@
+//! `sealpod init-data`: what the owner binds a pod to: its key broker, image policy and agent policy.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result};
+use crate::output;
+
+/// Make and measure a pod's init data: its key broker, image policy and agent policy
+#[derive(Debug, Args)]
+#[command(after_help = "The guest measures the init data before it reads it; the key broker releases secrets only to
+guests whose init data it knows. Register the digest as the reference value `init_data`.
+
+Examples:
+  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
+      --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml
+  sealpod kbs reference-value set init_data $(sealpod init-data digest web.toml)
+  sealpod run --init-data web.toml registry.example/web:1")]
+pub(crate) struct InitDataArgs {
+    #[command(subcommand)]
+    command: InitDataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum InitDataCommand {
+    /// Write init data (TOML) to standard output
+    Create(Source),
+    /// Print the digest that the guest measures and the key broker compares
+    Digest {
+        /// The init data
+        file: PathBuf,
+    },
+    /// Print the value of the pod annotation `io.katacontainers.config.hypervisor.cc_init_data`
+    Annotation {
+        /// The init data
+        file: PathBuf,
+    },
+}
+
+/// Where a pod's init data comes from: a file, or the parts it is made of.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Source {
+    /// The owner's key broker, as the guest reaches it
+    #[arg(long, value_name = "URL")]
+    pub(crate) kbs: Option<String>,
+    /// The key broker's certificate or its authority's (PEM); pinned, the guest trusts no other
+    #[arg(long, value_name = "FILE", requires = "kbs")]
+    pub(crate) kbs_certificate: Option<PathBuf>,
+    /// Which images may run: kbs:///repository/type/tag, or a policy.json file
+    #[arg(long, value_name = "URI|FILE", requires = "kbs")]
+    pub(crate) image_policy: Option<String>,
+    /// What the host may ask of the guest (Rego); without it nothing beyond running the image as it is
+    #[arg(long, value_name = "FILE", requires = "kbs")]
+    pub(crate) agent_policy: Option<PathBuf>,
+    /// A registry that is reached by plain HTTP
+    #[arg(long, value_name = "HOST:PORT", requires = "kbs")]
+    pub(crate) plain_http: Vec<String>,
+    /// A further authority that registries' certificates may chain to (PEM)
+    #[arg(long, value_name = "FILE", requires = "kbs")]
+    pub(crate) registry_authority: Vec<PathBuf>,
+    /// Credentials for registries (a docker auth.json), as kbs:///repository/type/tag
+    #[arg(long, value_name = "URI", requires = "kbs")]
+    pub(crate) registry_credentials: Option<String>,
+}
+
+/// `aa.toml`: how the attestation agent reaches its key broker.
+#[derive(Serialize)]
+struct AttestationAgent<'a> {
+    token_configs: TokenConfigs<'a>,
+}
+
+#[derive(Serialize)]
+struct TokenConfigs<'a> {
+    kbs: KbsConfig<'a>,
+}
+
+#[derive(Serialize)]
+struct KbsConfig<'a> {
+    url: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cert: Option<String>,
+}
+
+/// `cdh.toml`: how the guest pulls images.
+#[derive(Serialize)]
+struct DataHub {
+    image: ImageConfig,
+}
+
+#[derive(Serialize)]
+struct ImageConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_security_policy_uri: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_security_policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authenticated_registry_credentials_uri: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    plain_http_registries: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    extra_root_certificates: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct InitData {
+    version: &'static str,
+    algorithm: &'static str,
+    data: Data,
+}
+
+#[derive(Serialize)]
+struct Data {
+    #[serde(rename = "aa.toml")]
+    attestation_agent: String,
+    #[serde(rename = "cdh.toml")]
+    data_hub: String,
+    #[serde(rename = "policy.rego", skip_serializing_if = "Option::is_none")]
+    agent_policy: Option<String>,
+}
+
+pub(crate) fn run(args: InitDataArgs) -> Result<()> {
+    match args.command {
+        InitDataCommand::Create(source) => {
+            let toml = source.create()?.ok_or_else(|| {
+                Error::new("a pod without a key broker needs no init data").hint("add --kbs URL")
+            })?;
+            output::line(toml.trim_end())
+        }
+        InitDataCommand::Digest { file } => output::line(digest(&read(&file)?)?),
+        InitDataCommand::Annotation { file } => {
+            let annotation = sealpod_evidence::init_data::encode_annotation(&read(&file)?)
+                .context("cannot encode the annotation")?;
+            output::line(annotation)
+        }
+    }
+}
+
+/// The digest of raw init data under the algorithm that it names, in hexadecimal.
+pub(crate) fn digest(raw: &str) -> Result<String> {
+    let digest = sealpod_evidence::init_data::digest(raw).context("this is no init data")?;
+    Ok(hex::encode(digest))
+}
+
+impl Source {
+    /// The same options always give the same bytes, so that a digest can be registered beforehand.
+    pub(crate) fn create(&self) -> Result<Option<String>> {
+        let Some(url) = &self.kbs else { return Ok(None) };
+        let attestation_agent = AttestationAgent {
+            token_configs: TokenConfigs {
+                kbs: KbsConfig { url, cert: self.kbs_certificate.as_ref().map(read).transpose()? },
+            },
+        };
+        let (uri, inline) = match &self.image_policy {
+            Some(uri) if uri.starts_with("kbs://") => (Some(uri.clone()), None),
+            Some(file) => (None, Some(read(&PathBuf::from(file))?)),
+            None => (None, None),
+        };
+        let data_hub = DataHub {
+            image: ImageConfig {
+                image_security_policy_uri: uri,
+                image_security_policy: inline,
+                authenticated_registry_credentials_uri: self.registry_credentials.clone(),
+                plain_http_registries: self.plain_http.clone(),
+                extra_root_certificates: self.registry_authority.iter().map(read).collect::<Result<_>>()?,
+            },
+        };
+        let init_data = InitData {
+            version: "0.1.0",
+            algorithm: "sha256",
+            data: Data {
+                attestation_agent: toml::to_string(&attestation_agent)?,
+                data_hub: toml::to_string(&data_hub)?,
+                agent_policy: self.agent_policy.as_ref().map(read).transpose()?,
+            },
+        };
+        // One line end, as `create` prints it: the digest covers every byte.
+        Ok(Some(format!("{}\n", toml::to_string(&init_data)?.trim_end())))
+    }
+}
+
+fn read(path: &PathBuf) -> Result<String> {
+    std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> Source {
+        Source {
+            kbs: Some("https://10.0.2.2:8443".into()),
+            image_policy: Some("kbs:///default/image-policy/web".into()),
+            plain_http: vec!["10.0.2.2:5000".into()],
+            ..Source::default()
+        }
+    }
+
+    #[test]
+    fn the_same_parts_make_the_same_bytes() {
+        assert_eq!(source().create().unwrap(), source().create().unwrap());
+    }
+
+    #[test]
+    fn what_is_made_parses_as_init_data_and_one_changed_part_changes_its_digest() {
+        let raw = source().create().unwrap().unwrap();
+        let parsed = sealpod_evidence::init_data::InitData::parse(&raw).unwrap();
+        assert!(parsed.data["aa.toml"].contains("https://10.0.2.2:8443"));
+        assert!(parsed.data["cdh.toml"].contains("kbs:///default/image-policy/web"));
+        let other = Source { plain_http: vec![], ..source() }.create().unwrap().unwrap();
+        assert_ne!(digest(&raw).unwrap(), digest(&other).unwrap());
+    }
+
+    #[test]
+    fn without_a_key_broker_there_is_no_init_data() {
+        assert_eq!(Source::default().create().unwrap(), None);
+    }
+}

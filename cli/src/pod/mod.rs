@@ -1,0 +1,54 @@
+//! A pod on this machine: `run` starts one, `exec` and `ps` find it by its name.
+
+pub(crate) mod control;
+pub(crate) mod streams;
+pub(crate) mod terminal;
+
+use std::path::PathBuf;
+
+use sealpod_agent_protocol::{CallError, Failure, FailureKind};
+
+use crate::error::{Error, Exit};
+
+/// Where this user's state lives that must outlast a command: `$XDG_DATA_HOME/sealpod`.
+pub(crate) fn data_folder() -> PathBuf {
+    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    std::env::var_os("XDG_DATA_HOME").map_or_else(|| home().join(".local/share"), PathBuf::from).join("sealpod")
+}
+
+/// Where sockets of running pods live: `$XDG_RUNTIME_DIR/sealpod`, or a folder of this user's in /tmp.
+pub(crate) fn runtime_folder() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) => PathBuf::from(folder).join("sealpod"),
+        None => PathBuf::from(format!("/tmp/sealpod-{}", rustix::process::getuid().as_raw())),
+    }
+}
+
+/// What the agent or the connection to it failed with, in the words of this tool.
+pub(crate) fn agent_error(error: CallError) -> Error {
+    match error {
+        CallError::Refused(failure) => refusal(&failure),
+        lost => Error::new(format!("the connection to the guest broke: {lost}")),
+    }
+    .exit(Exit::Pod)
+}
+
+fn refusal(failure: &Failure) -> Error {
+    let error = match &failure.denial {
+        Some(id) => Error::new(format!("{} (denial {id})", failure.message)),
+        None => Error::new(&failure.message),
+    };
+    let own_hint = match (failure.kind, &failure.denial) {
+        (FailureKind::DeniedByKeyBroker, Some(id)) => {
+            Some(format!("the owner finds the reason with `sealpod kbs why {id}`"))
+        }
+        (FailureKind::DeniedByPolicy, _) => {
+            Some("the pod's init data has the agent policy that decides this; only its owner can change it".into())
+        }
+        _ => None,
+    };
+    match failure.hint.clone().or(own_hint) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}

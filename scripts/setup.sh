@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need and this machine lacks. Does nothing when all is there.
+set -euo pipefail
+
+# command:package pairs; a path stands for a file that no command shows.
+needs=(
+  cc:build-essential
+  pkg-config:pkg-config
+  curl:curl
+  qemu-system-x86_64:qemu-system-x86
+  /usr/share/OVMF/OVMF_CODE.fd:ovmf
+  swtpm:swtpm
+  swtpm_setup:swtpm-tools
+  docker-registry:docker-registry
+  skopeo:skopeo
+  openssl:openssl
+  python3:python3
+  /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
+)
+
+missing=()
+for need in "${needs[@]}"; do
+  probe=${need%%:*}
+  package=${need##*:}
+  case $probe in
+    /*) [ -e "$probe" ] || [ -e "${probe/OVMF_CODE.fd/OVMF_CODE_4M.fd}" ] || missing+=("$package") ;;
+    *) command -v "$probe" >/dev/null 2>&1 || missing+=("$package") ;;
+  esac
+done
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+  command -v apt-get >/dev/null || {
+    echo "error: missing: ${missing[*]} (Debian's names), and there is no apt-get to install them" >&2
+    exit 1
+  }
+  echo "installing ${missing[*]}"
+  # docker-registry would start a registry on port 5000; the tests and the demo start their own.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
+    as_root chmod +x /usr/sbin/policy-rc.d
+    trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if ! command -v cargo >/dev/null; then
+  echo "installing the Rust toolchain with rustup"
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path || {
+    echo "error: cannot install Rust; see https://rustup.rs, then run this again" >&2
+    exit 1
+  }
+  echo "hint: add $HOME/.cargo/bin to PATH and run make again" >&2
+  exit 1
+fi
