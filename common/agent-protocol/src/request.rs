@@ -67,6 +67,11 @@ impl Request {
             Self::StopPod => "StopPod",
         }
     }
+
+    /// Whether this call's stream carries raw bytes after the answer.
+    pub fn opens_stream(&self) -> bool {
+        matches!(self, Self::WriteStdin(_) | Self::ReadStdout(_) | Self::ReadStderr(_))
+    }
 }
 
 /// The pod as a whole.

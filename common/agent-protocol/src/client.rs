@@ -1,0 +1,198 @@
+//! The host's end of the connection.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use yamux::Mode;
+
+use crate::error::CallError;
+use crate::frame::{self, Answer, Budget, FrameError};
+use crate::hello;
+use crate::limits::{CLIENT_STREAMS, FRAME_BYTES};
+use crate::multiplex::{Multiplexed, buffered, multiplex};
+use crate::request::{Reply, Request};
+use crate::stream::{ByteStream, Keep};
+
+/// A connection to a guest's agent. Clones share it; it closes when the last one and the last stream are gone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    connection: Arc<Shared>,
+}
+
+/// What the handles of one connection share.
+#[derive(Debug)]
+struct Shared {
+    /// Asks the connection's task for a stream. The task ends when this is dropped.
+    opener: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
+    places: Arc<Semaphore>,
+    budget: Budget,
+    lost: watch::Receiver<Option<String>>,
+}
+
+impl Client {
+    /// Greets the guest and waits, without a time limit of its own, until its agent answers.
+    ///
+    /// # Errors
+    /// [`CallError::Lost`] if the transport ends or breaks before.
+    pub async fn connect<T>(transport: T) -> Result<Self, CallError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut transport = buffered(transport);
+        let greeting = hello::from_host(&mut transport).await;
+        greeting.map_err(|error| CallError::Lost { request: "hello", reason: error.to_string() })?;
+        // The server's limit ends a connection, so this end stays below it and needs none beside `places`.
+        let connection = multiplex(transport, Mode::Client, 2 * CLIENT_STREAMS);
+        let (opener, openings) = mpsc::channel(1);
+        let (loss, lost) = watch::channel(None);
+        tokio::spawn(async move {
+            let reason = drive(connection, openings).await;
+            // Nobody listens after the last handle went.
+            let _ = loss.send(Some(reason));
+        });
+        let places = Arc::new(Semaphore::new(CLIENT_STREAMS));
+        Ok(Self { connection: Arc::new(Shared { opener, places, budget: Budget::new(), lost }) })
+    }
+
+    /// Asks, and waits for the answer for as long as it takes.
+    ///
+    /// Dropping the future abandons the call: the guest goes on with what it does, except that it stops
+    /// waiting for a process.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] if the guest answered with a failure, and all other reasons for no answer.
+    pub async fn call(&self, request: Request) -> Result<Reply, CallError> {
+        self.ask(&request).await.map(|(reply, _)| reply)
+    }
+
+    /// Asks, and waits for the answer for `limit` at most.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`], and [`CallError::TimedOut`].
+    pub async fn call_with_timeout(&self, request: Request, limit: Duration) -> Result<Reply, CallError> {
+        let name = request.name();
+        let answer = tokio::time::timeout(limit, self.call(request)).await;
+        answer.unwrap_or(Err(CallError::TimedOut { request: name, limit }))
+    }
+
+    /// Opens the byte stream that [`Request::WriteStdin`], [`Request::ReadStdout`] or [`Request::ReadStderr`] names.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`]; [`CallError::BadReply`] for a request that opens no stream.
+    pub async fn open(&self, request: Request) -> Result<ByteStream, CallError> {
+        match self.ask(&request).await? {
+            (Reply::Done, stream) if request.opens_stream() => Ok(stream),
+            (other, _) => {
+                let actual = format!("{other:?}");
+                Err(CallError::BadReply { request: request.name(), expected: "an open stream", actual })
+            }
+        }
+    }
+
+    /// Waits until the connection is lost, and says why.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.connection.lost.clone();
+        let reason = lost.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| ENDED.into())
+    }
+
+    async fn ask(&self, request: &Request) -> Result<(Reply, ByteStream), CallError> {
+        let name = request.name();
+        let question = frame::encode(request).map_err(|error| self.explain(name, "the request", error))?;
+        let mut stream = self.new_stream(name).await?;
+        let answer = async {
+            stream.write_all(&question).await?;
+            stream.flush().await?;
+            frame::read(&mut stream, &self.connection.budget).await
+        };
+        match answer.await.map_err(|error| self.explain(name, "the answer", error))? {
+            Answer::Ok(reply) => Ok((reply, stream)),
+            Answer::Failed(failure) => Err(CallError::Refused(failure)),
+        }
+    }
+
+    async fn new_stream(&self, name: &'static str) -> Result<ByteStream, CallError> {
+        let places = self.connection.places.clone();
+        let permit =
+            places.try_acquire_owned().map_err(|_| CallError::TooManyStreams { limit: CLIENT_STREAMS })?;
+        let (sender, receiver) = oneshot::channel();
+        let stream = match self.connection.opener.send(sender).await {
+            Ok(()) => receiver.await.ok(),
+            Err(_) => None,
+        };
+        let Some(stream) = stream else {
+            return Err(CallError::Lost { request: name, reason: self.lost().await });
+        };
+        let keep = Keep { _permit: Some(permit), _connection: Some(self.connection.clone()) };
+        Ok(ByteStream::new(stream, self.connection.lost.clone(), keep))
+    }
+
+    fn explain(&self, request: &'static str, what: &'static str, error: FrameError) -> CallError {
+        let reason = self.connection.lost.borrow().clone();
+        match error {
+            FrameError::TooLarge { actual } => CallError::TooLarge { what, actual, limit: FRAME_BYTES },
+            FrameError::Malformed(error) => {
+                CallError::BadReply { request, expected: "an answer", actual: error.to_string() }
+            }
+            other => CallError::Lost { request, reason: reason.unwrap_or_else(|| other.to_string()) },
+        }
+    }
+}
+
+const ENDED: &str = "the connection was closed";
+/// How long the farewell may take.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// Moves the connection's bytes and opens streams until it ends; gives the reason.
+async fn drive<T>(
+    mut connection: Multiplexed<T>,
+    mut openings: mpsc::Receiver<oneshot::Sender<yamux::Stream>>,
+) -> String
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut waiting = None;
+    let ended = poll_fn(|context| {
+        loop {
+            match connection.poll_next_inbound(context) {
+                Poll::Ready(Some(Ok(_))) => {
+                    return Poll::Ready(Some("the guest opened a stream, which it may not".to_owned()));
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(error.to_string())),
+                Poll::Ready(None) => return Poll::Ready(Some(ENDED.to_owned())),
+                Poll::Pending => {}
+            }
+            if waiting.is_none() {
+                match openings.poll_recv(context) {
+                    Poll::Ready(Some(opening)) => waiting = Some(opening),
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            match connection.poll_new_outbound(context) {
+                Poll::Ready(Ok(stream)) => {
+                    if let Some(opening) = waiting.take() {
+                        // A caller that gave up drops the stream, which was not seen by the guest yet.
+                        let _ = opening.send(stream);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(error.to_string())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    match ended.await {
+        Some(reason) => reason,
+        None => {
+            let farewell = poll_fn(|context| connection.poll_close(context));
+            if let Ok(Err(error)) = tokio::time::timeout(CLOSE_TIME, farewell).await {
+                tracing::debug!(%error, "the connection did not close in order");
+            }
+            ENDED.to_owned()
+        }
+    }
+}
