@@ -12,7 +12,6 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 /// A guest whose processes are made up.
-#[derive(Default)]
 struct Guest {
     /// Counts waits that were dropped before their process ended.
     dropped_waits: Arc<Semaphore>,
@@ -20,6 +19,13 @@ struct Guest {
     finished_pulls: Arc<Semaphore>,
     /// Lets pulls of the image `slow` end.
     release: Notify,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self { dropped_waits: none(), finished_pulls: none(), release: Notify::new() }
+    }
 }
 
 struct CountDrop(Arc<Semaphore>);
