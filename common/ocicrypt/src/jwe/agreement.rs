@@ -57,7 +57,7 @@ pub(super) fn key_encryption_key(
 ) -> Option<Zeroizing<Vec<u8>>> {
     let length = algorithm.key_wrap_length()?;
     let theirs = UnparsedPublicKey::new(theirs.curve.ecdh(), &theirs.bytes);
-    agree(mine, &theirs, None, |secret| concat_kdf(secret, algorithm.name(), info, length).ok_or(None::<()>))
+    agree(mine, theirs, None, |secret| concat_kdf(secret, algorithm.name(), info, length).ok_or(None::<()>))
         .ok()
 }
 
@@ -98,7 +98,36 @@ mod tests {
         let info = PartyInfo { producer: b"Alice".to_vec(), recipient: b"Bob".to_vec() };
         let theirs = UnparsedPublicKey::new(bob.curve.ecdh(), &bob.bytes);
         let key =
-            agree(&alice, &theirs, (), |secret| concat_kdf(secret, "A128GCM", &info, 16).ok_or(())).unwrap();
+            agree(&alice, theirs, (), |secret| concat_kdf(secret, "A128GCM", &info, 16).ok_or(())).unwrap();
         assert_eq!(*key, base64url("VqqN6vgjbSBcIijNcacQGg"));
+    }
+
+    /// RFC 7520 section 5.4: the key-encryption key, seen by the content key that it unwraps.
+    #[test]
+    fn the_example_of_rfc_7520_section_5_4_unwraps() {
+        let base64url = |text| URL_SAFE_NO_PAD.decode(text).unwrap();
+        let ephemeral = Point::from_coordinates(
+            Curve::P384,
+            &base64url("uBo4kHPw6kbjx5l0xowrd_oYzBmaz-GKFZu4xAFFkbYiWgutEK6iuEDsQ6wNdNg3"),
+            &base64url("sp3p5SGhZVC2faXumI-e9JU2Mo8KpoYrFDr5yPNVtW4PgEwZOyQTA-JdaY8tb7E0"),
+        )
+        .unwrap();
+        let peregrin = PrivateKey::from_private_key(
+            Curve::P384.ecdh(),
+            &base64url("iTx2pk7wW-GqJkHcEkFQb2EFyYcO7RugmaW3mRrQVAOUiPommT0IdnYK2xDlZh-j"),
+        )
+        .unwrap();
+        let key = key_encryption_key(&peregrin, &ephemeral, Algorithm::EcdhEsA128Kw, &PartyInfo::default())
+            .unwrap();
+        let content_key = crate::jwe::key_wrap::unwrap(&key, &base64url("0DJjBXri_kBcC46IkU5_Jk9BqaQeHdv2"));
+        assert_eq!(*content_key.unwrap(), base64url("Nou2ueKlP70ZXDbq9UrRwg"));
+    }
+
+    #[test]
+    fn keys_of_different_curves_do_not_agree() {
+        let key = PrivateKey::generate(Curve::P256.ecdh()).unwrap();
+        let other = PrivateKey::generate(Curve::P384.ecdh()).unwrap();
+        let point = Point::of_private_key(Curve::P384, &other).unwrap();
+        assert!(key_encryption_key(&key, &point, Algorithm::EcdhEsA256Kw, &PartyInfo::default()).is_none());
     }
 }

@@ -54,7 +54,7 @@ impl EphemeralKey {
 }
 
 /// Bytes in base64url without padding; they may be secret.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Base64Url(pub(super) Zeroizing<Vec<u8>>);
 
 impl Base64Url {

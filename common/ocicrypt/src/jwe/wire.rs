@@ -185,11 +185,13 @@ impl MessageWire {
         let flattened =
             RecipientWire { header: self.header.take(), encrypted_key: self.encrypted_key.take() };
         let Some(recipients) = self.recipients.take() else { return Ok(vec![flattened]) };
-        if flattened.header.is_some() || flattened.encrypted_key.is_some() {
-            return Err(JweError::Malformed("it has both \"recipients\" and a recipient of its own".into()));
-        }
         if recipients.is_empty() || recipients.len() > MAX_RECIPIENTS {
             return Err(JweError::Recipients { actual: recipients.len() });
+        }
+        // go-jose, and so skopeo, repeats the first recipient's key outside of the list.
+        let repeated = recipients.first().and_then(|first| first.encrypted_key.as_ref());
+        if flattened.header.is_some() || flattened.encrypted_key.is_some_and(|key| Some(&key) != repeated) {
+            return Err(JweError::Malformed("it has both \"recipients\" and a recipient of its own".into()));
         }
         Ok(recipients)
     }
