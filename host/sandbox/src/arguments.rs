@@ -1,0 +1,263 @@
+//! QEMU's command line.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::accelerator::Hypervisor;
+use crate::config::SandboxConfig;
+use crate::network::{GUEST_ADDRESS, MAC, PortForward};
+
+/// The name of the virtio-serial port, which the agent looks for.
+pub(crate) const PORT_NAME: &str = "sealpod.agent";
+
+/// Everything that decides QEMU's command line.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) config: &'a SandboxConfig,
+    pub(crate) hypervisor: Hypervisor,
+    /// Settled: none is 0.
+    pub(crate) ports: &'a [PortForward],
+    /// The VM's own copy of the firmware's variables, where it has firmware.
+    pub(crate) variables: Option<PathBuf>,
+    pub(crate) disk: Option<PathBuf>,
+    /// Sockets on which this process listens, or swtpm does.
+    pub(crate) console: PathBuf,
+    pub(crate) qmp: PathBuf,
+    pub(crate) tpm: Option<PathBuf>,
+    pub(crate) channel: AgentChannel,
+}
+
+/// How the agent is reached.
+#[derive(Debug)]
+pub(crate) enum AgentChannel {
+    VirtioSerial(PathBuf),
+    Vsock { cid: u32 },
+}
+
+impl Machine<'_> {
+    /// QEMU's arguments.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Arguments(base(&self.config.guest.machine, self.config.guest.low_memory_mib));
+        arguments.words(hypervisor(self.hypervisor));
+        arguments.words([
+            "-m",
+            &format!("{}M", self.config.memory_mib),
+            "-smp",
+            &self.config.cpus.to_string(),
+        ]);
+        self.boot(&mut arguments);
+        arguments.words(["-chardev"]).option("socket,id=console,path=", &self.console, "");
+        arguments.words(["-device", "isa-serial,chardev=console"]);
+        arguments.words(["-chardev"]).option("socket,id=qmp,path=", &self.qmp, "");
+        arguments.words(["-mon", "chardev=qmp,mode=control"]);
+        self.agent(&mut arguments);
+        self.network(&mut arguments);
+        if let Some(tpm) = &self.tpm {
+            arguments.words(["-chardev"]).option("socket,id=tpm,path=", tpm, "");
+            arguments.words(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
+        }
+        if let Some(disk) = &self.disk {
+            let options = ",if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap";
+            arguments.words(["-drive"]).option("file=", disk, options);
+            arguments.words(["-device", "virtio-blk-pci,drive=ephemeral,serial=ephemeral"]);
+        }
+        arguments.0
+    }
+
+    fn boot(&self, arguments: &mut Arguments) {
+        let guest = &self.config.guest;
+        if let Some(variables) = &self.variables {
+            let code = ",if=pflash,unit=0,format=raw,readonly=on";
+            arguments.words(["-drive"]).option("file=", &guest.firmware, code);
+            arguments.words(["-drive"]).option("file=", variables, ",if=pflash,unit=1,format=raw");
+        }
+        arguments.words(["-kernel"]).path(&guest.kernel);
+        arguments.words(["-initrd"]).path(&guest.initrd);
+        arguments.words(["-append", &self.config.cmdline()]);
+    }
+
+    fn agent(&self, arguments: &mut Arguments) {
+        match &self.channel {
+            AgentChannel::VirtioSerial(socket) => {
+                arguments.words(["-device", "virtio-serial-pci", "-chardev"]);
+                arguments.option("socket,id=agent,path=", socket, "");
+                arguments.words(["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
+            }
+            AgentChannel::Vsock { cid } => {
+                arguments.words(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]);
+            }
+        }
+    }
+
+    fn network(&self, arguments: &mut Arguments) {
+        let mut network = "user,id=network".to_owned();
+        for PortForward { address, host, guest } in self.ports {
+            let address = match address {
+                std::net::IpAddr::V4(address) => address.to_string(),
+                std::net::IpAddr::V6(address) => format!("[{address}]"),
+            };
+            network.push_str(&format!(",hostfwd=tcp:{address}:{host}-{GUEST_ADDRESS}:{guest}"));
+        }
+        // Without its option ROM, which firmware would run, and measure.
+        let card = format!("virtio-net-pci,netdev=network,mac={MAC},romfile=");
+        arguments.words(["-netdev", &network, "-device", &card]);
+    }
+}
+
+/// The arguments of the probe whether a hypervisor boots a kernel: it panics for want of an initrd, and QEMU ends.
+pub(crate) fn probe(machine: &str, low_memory_mib: u32, kernel: &Path, by: Hypervisor) -> Vec<OsString> {
+    let mut arguments = Arguments(base(machine, low_memory_mib));
+    arguments.words(hypervisor(by));
+    arguments.words(["-m", "256M", "-append", "panic=-1", "-kernel"]).path(kernel);
+    arguments.0
+}
+
+/// What is the same for all machines.
+fn base(machine: &str, low_memory_mib: u32) -> Vec<OsString> {
+    let machine = format!("{machine},max-ram-below-4g={low_memory_mib}M");
+    let words = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-machine",
+        &machine,
+    ];
+    words.into_iter().map(OsString::from).collect()
+}
+
+fn hypervisor(hypervisor: Hypervisor) -> [&'static str; 4] {
+    match hypervisor {
+        Hypervisor::Kvm => ["-accel", "kvm", "-cpu", "host"],
+        Hypervisor::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+    }
+}
+
+/// A command line in the making.
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn words<'a>(&mut self, words: impl IntoIterator<Item = &'a str>) -> &mut Self {
+        self.0.extend(words.into_iter().map(OsString::from));
+        self
+    }
+
+    fn path(&mut self, path: &Path) {
+        self.0.push(path.into());
+    }
+
+    /// A path within an option; QEMU reads two commas as one.
+    fn option(&mut self, before: &str, path: &Path, after: &str) {
+        let mut option = before.as_bytes().to_vec();
+        for byte in path.as_os_str().as_bytes() {
+            option.push(*byte);
+            if *byte == b',' {
+                option.push(b',');
+            }
+        }
+        option.extend_from_slice(after.as_bytes());
+        self.0.push(OsString::from_vec(option));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::config;
+
+    const BASE: &str = "-nodefaults -no-user-config -display none -no-reboot \
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+        -machine q35,max-ram-below-4g=256M";
+    const KERNEL: &str = "-kernel /guest/vmlinuz -initrd /guest/initrd.cpio -append console=ttyS0 panic=-1";
+    const FIRMWARE: &str = "-drive file=/guest/CODE.fd,if=pflash,unit=0,format=raw,readonly=on \
+        -drive file=/run/vars.fd,if=pflash,unit=1,format=raw";
+    const SOCKETS: &str = "-chardev socket,id=console,path=/run/console.sock -device isa-serial,chardev=console \
+        -chardev socket,id=qmp,path=/run/qmp.sock -mon chardev=qmp,mode=control";
+    const SERIAL: &str = "-device virtio-serial-pci -chardev socket,id=agent,path=/run/agent.sock \
+        -device virtserialport,chardev=agent,name=sealpod.agent";
+    const CARD: &str = "-device virtio-net-pci,netdev=network,mac=52:54:00:12:34:56,romfile=";
+
+    fn machine(config: &SandboxConfig) -> Machine<'_> {
+        Machine {
+            config,
+            hypervisor: Hypervisor::Tcg,
+            ports: &[],
+            variables: Some("/run/vars.fd".into()),
+            disk: None,
+            console: "/run/console.sock".into(),
+            qmp: "/run/qmp.sock".into(),
+            tpm: None,
+            channel: AgentChannel::VirtioSerial("/run/agent.sock".into()),
+        }
+    }
+
+    fn line(machine: &Machine<'_>) -> String {
+        machine.arguments().iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_machine_with_firmware_on_tcg_and_virtio_serial() {
+        let tcg = "-accel tcg,thread=multi -cpu max -m 512M -smp 1";
+        assert_eq!(
+            line(&machine(&config())),
+            format!("{BASE} {tcg} {FIRMWARE} {KERNEL} {SOCKETS} {SERIAL} -netdev user,id=network {CARD}")
+        );
+    }
+
+    #[test]
+    fn a_machine_without_firmware_on_kvm_and_vsock() {
+        let mut config = config();
+        config.extra_cmdline = "sealpod.tee=sample".into();
+        config.memory_mib = 2048;
+        config.cpus = 4;
+        let machine = Machine {
+            hypervisor: Hypervisor::Kvm,
+            variables: None,
+            channel: AgentChannel::Vsock { cid: 77 },
+            ..machine(&config)
+        };
+        let kvm = "-accel kvm -cpu host -m 2048M -smp 4";
+        let vsock = "-device vhost-vsock-pci,guest-cid=77";
+        assert_eq!(
+            line(&machine),
+            format!(
+                "{BASE} {kvm} {KERNEL} sealpod.tee=sample {SOCKETS} {vsock} -netdev user,id=network {CARD}"
+            )
+        );
+    }
+
+    #[test]
+    fn a_tpm_a_disk_and_ports_are_added() {
+        let config = config();
+        let ports = ["8080:80", "[::1]:8443:443"].map(|port| port.parse().unwrap());
+        let machine = Machine {
+            tpm: Some("/run/tpm.sock".into()),
+            disk: Some("/run/disk.img".into()),
+            ports: &ports,
+            ..machine(&config)
+        };
+        let line = line(&machine);
+        let forwards = "hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80,hostfwd=tcp:[::1]:8443-10.0.2.15:443";
+        assert!(line.contains(&format!("-netdev user,id=network,{forwards} {CARD}")), "{line}");
+        assert!(
+            line.ends_with(
+                "-chardev socket,id=tpm,path=/run/tpm.sock -tpmdev emulator,id=tpm0,chardev=tpm \
+                 -device tpm-crb,tpmdev=tpm0 \
+                 -drive file=/run/disk.img,if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap \
+                 -device virtio-blk-pci,drive=ephemeral,serial=ephemeral"
+            ),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_comma_in_a_path_does_not_begin_an_option() {
+        let config = config();
+        let machine = Machine { console: "/run,x=y/console.sock".into(), ..machine(&config) };
+        assert!(line(&machine).contains("socket,id=console,path=/run,,x=y/console.sock "));
+    }
+}

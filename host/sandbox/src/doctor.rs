@@ -1,0 +1,185 @@
+//! Whether this machine can run pods, and what to do if not.
+
+use std::path::Path;
+
+use crate::accelerator::{self, Hypervisor};
+use crate::process;
+use crate::programs::{Program, QEMU, SWTPM, SWTPM_LOCALCA, SWTPM_SETUP, package_advice};
+use crate::runtime_folder::RuntimeFolder;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// Whether pods can run in spite of it.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do: always there if not `ok`, and where something could be better.
+    pub advice: Option<String>,
+}
+
+/// The oldest QEMU that is known to do all that is asked of it.
+const QEMU_VERSION: (u32, u32) = (7, 2);
+/// What a small pod takes, with QEMU's own.
+const MEMORY_MIB: u64 = 1024;
+/// Where distributions put the UEFI firmware.
+const FIRMWARE: [&str; 4] = [
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+];
+
+/// Looks at everything that a pod needs of this machine.
+pub async fn check() -> Vec<Check> {
+    vec![
+        qemu().await,
+        accelerator(),
+        firmware(),
+        program("swtpm", SWTPM),
+        program("swtpm_setup", SWTPM_SETUP),
+        program("swtpm_localca", SWTPM_LOCALCA),
+        runtime_folder(),
+        memory(),
+    ]
+}
+
+fn good(name: &'static str, detail: impl Into<String>) -> Check {
+    Check { name, ok: true, detail: detail.into(), advice: None }
+}
+
+fn bad(name: &'static str, detail: impl Into<String>, advice: impl Into<String>) -> Check {
+    Check { name, ok: false, detail: detail.into(), advice: Some(advice.into()) }
+}
+
+fn program(name: &'static str, program: Program) -> Check {
+    match program.find() {
+        Ok(path) => good(name, path.display().to_string()),
+        Err(_) => bad(name, "not installed", program.advice()),
+    }
+}
+
+async fn qemu() -> Check {
+    let Ok(path) = QEMU.find() else { return program("qemu", QEMU) };
+    let mut version = process::command(&path);
+    version.arg("--version");
+    let output = match process::run(version).await {
+        Ok((_, output)) => output,
+        Err(error) => return bad("qemu", format!("{}: {error}", path.display()), QEMU.advice()),
+    };
+    judge_qemu(&output)
+}
+
+fn judge_qemu(output: &str) -> Check {
+    let first = output.lines().next().unwrap_or_default();
+    let (major, minor) = QEMU_VERSION;
+    match version_in(first) {
+        Some(version) if version >= QEMU_VERSION => good("qemu", first),
+        Some(_) => bad(
+            "qemu",
+            format!("expected {major}.{minor} or newer, got {first}"),
+            "use a newer release of your system",
+        ),
+        None => bad("qemu", format!("its version cannot be read: {first:?}"), QEMU.advice()),
+    }
+}
+
+/// The first `MAJOR.MINOR` in a text.
+fn version_in(text: &str) -> Option<(u32, u32)> {
+    text.split_ascii_whitespace().find_map(|word| {
+        let mut parts = word.split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
+}
+
+fn accelerator() -> Check {
+    const SLOW: &str = "pods run on TCG, several times slower";
+    if let Err(error) = accelerator::open_kvm() {
+        let advice = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                "join the group kvm: `usermod -aG kvm $USER`, then log in again"
+            }
+            _ => "enable virtualisation in the firmware, or nested virtualisation for a VM",
+        };
+        let detail = format!("no KVM ({error}): {SLOW}");
+        return Check { advice: Some(advice.into()), ..good("accelerator", detail) };
+    }
+    match accelerator::remembered() {
+        Some(verdict) if verdict.hypervisor == Hypervisor::Tcg => {
+            good("accelerator", format!("{}: {SLOW}", verdict.reason))
+        }
+        Some(verdict) => good("accelerator", verdict.reason),
+        None => good("accelerator", "/dev/kvm opens; the first pod finds out whether it boots a kernel"),
+    }
+}
+
+fn firmware() -> Check {
+    match FIRMWARE.iter().find(|path| Path::new(path).is_file()) {
+        Some(path) => good("firmware", *path),
+        None => bad(
+            "firmware",
+            format!("none of {} exists", FIRMWARE.join(", ")),
+            package_advice("ovmf", "edk2-ovmf"),
+        ),
+    }
+}
+
+fn runtime_folder() -> Check {
+    match RuntimeFolder::create() {
+        Ok(folder) => good("runtime folder", format!("{} can be made", folder.join("").display())),
+        Err(error) => {
+            bad("runtime folder", error.to_string(), "set XDG_RUNTIME_DIR to a folder that you can write")
+        }
+    }
+}
+
+fn memory() -> Check {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    judge_memory(&meminfo)
+}
+
+fn judge_memory(meminfo: &str) -> Check {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let available =
+        line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok()).map(|kib| kib >> 10);
+    match available {
+        Some(available) if available >= MEMORY_MIB => good("memory", format!("{available} MiB are free")),
+        Some(available) => bad(
+            "memory",
+            format!("expected {MEMORY_MIB} MiB free, got {available} MiB"),
+            "end something, or give pods less with --memory",
+        ),
+        None => good("memory", "this kernel does not say how much is free"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn this_machine_runs_pods() {
+        let checks = check().await;
+        let failed: Vec<_> = checks.iter().filter(|check| !check.ok).collect();
+        assert!(failed.is_empty(), "the tests need what pods need: {failed:#?}");
+    }
+
+    #[test]
+    fn an_old_qemu_is_told_from_a_good_one() {
+        let old = judge_qemu("QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2)\nCopyright");
+        assert!(!old.ok && old.detail.contains("expected 7.2 or newer") && old.advice.is_some());
+        assert!(judge_qemu("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)").ok);
+        assert!(judge_qemu("QEMU emulator version 10.0.2").ok);
+        assert!(!judge_qemu("sh: not found").ok);
+    }
+
+    #[test]
+    fn too_little_memory_is_said_with_both_numbers() {
+        let check = judge_memory("MemTotal: 4000000 kB\nMemAvailable:  524288 kB\n");
+        assert!(!check.ok);
+        assert_eq!(check.detail, "expected 1024 MiB free, got 512 MiB");
+        assert!(judge_memory("MemAvailable: 2097152 kB\n").ok);
+    }
+}

@@ -1,0 +1,101 @@
+//! Why a VM could not be started.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::exit::ExitReason;
+
+/// Why a VM could not be started. [`Error::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program that is needed is not installed.
+    #[error("the program {program} is not installed; {advice}")]
+    MissingProgram {
+        /// The program's name.
+        program: &'static str,
+        /// Which package has it.
+        advice: String,
+    },
+    /// The guest's folder is not what `sealpod guest build` makes.
+    #[error("{} is not usable as a guest: {problem}", path.display())]
+    Guest {
+        /// The folder or file.
+        path: PathBuf,
+        /// What was expected, and what is there.
+        problem: String,
+    },
+    /// The configuration makes no sense.
+    #[error("{what}: expected {expected}, got {actual}")]
+    Configuration {
+        /// Which part.
+        what: &'static str,
+        /// What is allowed.
+        expected: String,
+        /// What was given.
+        actual: String,
+    },
+    /// Somebody else listens on a port that is to lead to the pod.
+    #[error("{address} cannot be forwarded to the pod: {source}")]
+    Port {
+        /// Address and port on this machine.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file, folder or socket cannot be used.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The emulated TPM cannot be made or started.
+    #[error("the emulated TPM: {what}\n{output}")]
+    Tpm {
+        /// What was being done.
+        what: &'static str,
+        /// What the program said.
+        output: String,
+    },
+    /// The VM ended before its agent answered.
+    #[error("the VM ended before its agent answered: {0}")]
+    Died(ExitReason),
+    /// The agent did not answer in time.
+    #[error(
+        "the guest's agent did not answer within {limit:?} (it came as far as: {stage}); the console's last lines:\n{console}"
+    )]
+    NotReady {
+        /// The time it had.
+        limit: Duration,
+        /// The last stage that was reached.
+        stage: String,
+        /// The console's last lines.
+        console: String,
+    },
+}
+
+impl Error {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::MissingProgram { advice, .. } => advice.clone(),
+            Self::Guest { .. } => "build a guest with `sealpod guest build`".into(),
+            Self::Port { .. } => {
+                "choose another port, port 0 for any free one, or find who has it with `ss -ltnp`".into()
+            }
+            Self::Configuration { .. } => return None,
+            Self::Io { .. } | Self::Tpm { .. } => "`sealpod doctor` checks this machine".into(),
+            Self::Died(_) | Self::NotReady { .. } => {
+                "the console's lines above say how far the guest came; more memory or time may help".into()
+            }
+        };
+        Some(hint)
+    }
+
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}

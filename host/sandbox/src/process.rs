@@ -1,0 +1,246 @@
+//! Child processes that never outlive this one.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::unix::AsyncFd;
+
+/// A child process. Dropping it kills it and waits for its end.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    ended: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Starts a program that the kernel kills when this process ends, however it ends.
+    ///
+    /// It is in a process group of its own, so that a terminal's Ctrl-C reaches this process alone. Its
+    /// standard input is empty unless the command says otherwise.
+    pub(crate) fn spawn(command: Command) -> io::Result<Self> {
+        let mut child = spawner::spawn(command)?;
+        match watch(&child) {
+            Ok(ended) => Ok(Self { child, ended }),
+            Err(error) => {
+                end(&mut child);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for its end. Loses nothing when cancelled.
+    pub(crate) async fn exited(&mut self) -> io::Result<ExitStatus> {
+        drop(self.ended.readable().await?);
+        self.child.wait()
+    }
+
+    /// Its standard error, once, if the command made that a pipe.
+    pub(crate) fn take_stderr(&mut self) -> Option<std::process::ChildStderr> {
+        self.child.stderr.take()
+    }
+
+    /// Kills it and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        end(&mut self.child);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs a program to its end and gives its status and what it wrote to both outputs.
+pub(crate) async fn run(mut command: Command) -> io::Result<(ExitStatus, String)> {
+    let output = capture(&mut command)?;
+    let status = Process::spawn(command)?.exited().await?;
+    Ok((status, text_of(output)?))
+}
+
+/// The same for callers without a runtime.
+pub(crate) fn run_blocking(mut command: Command) -> io::Result<(ExitStatus, String)> {
+    let output = capture(&mut command)?;
+    let status = spawner::spawn(command)?.wait()?;
+    Ok((status, text_of(output)?))
+}
+
+/// A file rather than a pipe: nobody waits for descendants that keep it open.
+fn capture(command: &mut Command) -> io::Result<File> {
+    let output = tempfile::tempfile()?;
+    command.stdout(output.try_clone()?).stderr(output.try_clone()?);
+    Ok(output)
+}
+
+fn text_of(mut output: File) -> io::Result<String> {
+    let mut text = Vec::new();
+    output.rewind()?;
+    output.take(64 << 10).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
+    let pid = Pid::from_child(child);
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+    AsyncFd::register(pidfd)
+}
+
+fn end(child: &mut Child) {
+    // Both fail only if it was waited for already.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// The thread that starts children.
+///
+/// The kernel sends the death signal when the *thread* that started the child ends. Worker threads come and
+/// go; this one lives as long as the process.
+mod spawner {
+    use super::*;
+
+    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+
+    pub(super) fn spawn(command: Command) -> io::Result<Child> {
+        static JOBS: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
+        let jobs = JOBS.get_or_init(|| {
+            let (sender, receiver) = mpsc::channel();
+            std::thread::spawn(move || work(&receiver));
+            Mutex::new(sender)
+        });
+        let gone = || io::Error::other("the thread that starts processes is gone");
+        let (sender, receiver) = mpsc::channel();
+        let job = (command, sender);
+        jobs.lock().unwrap_or_else(PoisonError::into_inner).send(job).map_err(|_| gone())?;
+        receiver.recv().map_err(|_| gone())?
+    }
+
+    fn work(jobs: &mpsc::Receiver<Job>) {
+        for (mut command, answer) in jobs {
+            let parent = rustix::process::getpid();
+            let bind_to_parent = move || {
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+                // The parent may have ended before the signal was asked for.
+                if rustix::process::getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error()))
+                }
+            };
+            // SAFETY: between fork and exec only async-signal-safe functions may run; the closure makes two
+            // system calls and allocates nothing.
+            unsafe { command.pre_exec(bind_to_parent) };
+            // A caller that went away leaves a child without owner, which ends here.
+            if let Err(mpsc::SendError(Ok(mut orphan))) = answer.send(command.process_group(0).spawn()) {
+                end(&mut orphan);
+            }
+        }
+    }
+}
+
+/// A command without standard input, whose outputs go nowhere unless redirected.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::path::Path;
+
+    use super::*;
+
+    fn sleeper() -> Command {
+        let mut sleep = command("sleep");
+        sleep.arg("600");
+        sleep
+    }
+
+    fn is_alive(pid: u32) -> bool {
+        // A zombie counts as gone: it runs no more.
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    }
+
+    #[tokio::test]
+    async fn dropping_a_process_kills_it_before_it_returns() {
+        let process = Process::spawn(sleeper()).unwrap();
+        let pid = process.id();
+        assert!(is_alive(pid));
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_noticed_with_its_status() {
+        let mut shell = command("sh");
+        shell.args(["-c", "exit 7"]);
+        let mut process = Process::spawn(shell).unwrap();
+        assert_eq!(process.exited().await.unwrap().code(), Some(7));
+        assert_eq!(process.exited().await.unwrap().code(), Some(7), "also when asked again");
+    }
+
+    #[tokio::test]
+    async fn output_of_a_program_that_ran_is_returned() {
+        let mut shell = command("sh");
+        shell.args(["-c", "echo out; echo err >&2; exit 1"]);
+        let (status, output) = run(shell).await.unwrap();
+        assert_eq!((status.code(), output.as_str()), (Some(1), "out\nerr\n"));
+    }
+
+    /// Not a test of its own: the process that the next test kills.
+    #[test]
+    fn helper_that_owns_a_child() {
+        if std::env::var_os("SEALPOD_TEST_OWNER").is_none() {
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        // Started from a thread that ends at once: the child must not end with that thread.
+        let handle = runtime.handle().clone();
+        let start = move || {
+            let _guard = handle.enter();
+            Process::spawn(sleeper()).unwrap()
+        };
+        let process = std::thread::spawn(start).join().unwrap();
+        assert!(is_alive(process.id()));
+        println!("child={}", process.id());
+        std::thread::park();
+    }
+
+    #[test]
+    fn a_child_ends_when_its_owner_is_killed() {
+        let mut owner = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::tests::helper_that_owns_a_child", "--nocapture"])
+            .env("SEALPOD_TEST_OWNER", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let child: u32 =
+            lines.find_map(|line| line.split_once("child=").map(|(_, pid)| pid.parse().unwrap())).unwrap();
+        let pidfd = rustix::process::pidfd_open(
+            Pid::from_raw(i32::try_from(child).unwrap()).unwrap(),
+            PidfdFlags::empty(),
+        )
+        .unwrap();
+        assert!(is_alive(child), "the child outlives the thread that asked for it");
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        let mut descriptors = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+        let ended = rustix::event::poll(&mut descriptors, Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "the child survived its owner");
+    }
+}

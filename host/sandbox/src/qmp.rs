@@ -1,0 +1,123 @@
+//! QEMU's own control connection (QMP): why the machine shut down, and a request to end.
+
+use std::io;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::watch;
+
+/// The longest message that is read. QEMU's own are shorter; one that was taken over must not fill our memory.
+const MESSAGE_BYTES: u64 = 256 << 10;
+
+/// The connection.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    writer: OwnedWriteHalf,
+    events: watch::Receiver<Events>,
+}
+
+/// What was heard of QEMU.
+#[derive(Clone, Debug, Default)]
+struct Events {
+    /// The reason of the last SHUTDOWN event.
+    shutdown: Option<Arc<str>>,
+    ended: bool,
+}
+
+/// The part of a message that matters here.
+#[derive(Debug, Deserialize)]
+struct Message {
+    event: Option<String>,
+    data: Option<Shutdown>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Shutdown {
+    reason: Option<String>,
+}
+
+impl Qmp {
+    /// Begins the conversation on a connection that QEMU made.
+    pub(crate) async fn begin(stream: UnixStream) -> io::Result<Self> {
+        let (reader, mut writer) = stream.into_split();
+        writer.write_all(b"{\"execute\":\"qmp_capabilities\"}\n").await?;
+        let (sender, events) = watch::channel(Events::default());
+        tokio::spawn(async move {
+            listen(reader, &sender).await;
+            sender.send_modify(|events| events.ended = true);
+        });
+        Ok(Self { writer, events })
+    }
+
+    /// Asks QEMU to end at once.
+    pub(crate) async fn quit(&mut self) -> io::Result<()> {
+        self.writer.write_all(b"{\"execute\":\"quit\"}\n").await
+    }
+
+    /// Why the machine shut down, once QEMU has ended; nothing if QEMU did not say.
+    pub(crate) async fn shutdown_reason(&self) -> Option<Arc<str>> {
+        let mut events = self.events.clone();
+        let last = events.wait_for(|events| events.ended).await;
+        last.ok().and_then(|events| events.shutdown.clone())
+    }
+}
+
+async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>) {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(MESSAGE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(1..) if line.ends_with(b"\n") => {}
+            _ => return,
+        }
+        // Of another shape are answers and events that do not matter.
+        if let Ok(Message { event: Some(event), data: Some(Shutdown { reason: Some(reason) }) }) =
+            serde_json::from_slice(&line)
+            && event == "SHUTDOWN"
+        {
+            events.send_modify(|events| events.shutdown = Some(reason.into()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn reason_after(said: &[u8]) -> Option<Arc<str>> {
+        let (ours, mut qemus) = UnixStream::pair().unwrap();
+        let mut qmp = Qmp::begin(ours).await.unwrap();
+        qmp.quit().await.unwrap();
+        // A write after the reader gave up fails, which is what some tests are about.
+        let _ = qemus.write_all(said).await;
+        let mut heard = vec![0; 64];
+        let _ = qemus.read(&mut heard).await;
+        assert!(heard.starts_with(b"{\"execute\":\"qmp_capabilities\"}\n"));
+        drop(qemus);
+        qmp.shutdown_reason().await
+    }
+
+    #[tokio::test]
+    async fn the_reason_of_a_shutdown_is_heard() {
+        let said = b"{\"QMP\":{\"version\":{}}}\r\n{\"return\":{}}\r\n\
+            {\"timestamp\":{\"seconds\":1},\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\r\n";
+        assert_eq!(reason_after(said).await.as_deref(), Some("guest-reset"));
+    }
+
+    #[tokio::test]
+    async fn other_events_and_garbage_are_no_shutdown() {
+        let said = b"{\"event\":\"STOP\",\"data\":{\"reason\":\"x\"}}\nnot json\n{\"event\":\"SHUTDOWN\"}\n";
+        assert_eq!(reason_after(said).await, None);
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_not_read_to_its_end() {
+        let mut said = vec![b' '; 1 << 20];
+        said.extend_from_slice(b"{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"late\"}}\n");
+        assert_eq!(reason_after(&said).await, None);
+    }
+}

@@ -1,0 +1,141 @@
+//! A pod's VM with its agent.
+
+use std::time::{Duration, Instant};
+
+use sealpod_agent_protocol::{CallError, Client, Dns, Interface, Request};
+
+use crate::config::{Observer, SandboxConfig, Stage};
+use crate::error::Error;
+use crate::exit::ExitReason;
+use crate::network::{self, PortForward};
+use crate::transport::Channel;
+use crate::vm::Vm;
+
+/// A pod's VM whose agent answers. Dropping it kills everything that belongs to it.
+#[derive(Debug)]
+pub struct Sandbox {
+    vm: Vm,
+    agent: Client,
+    timings: Timings,
+    stop_limit: Duration,
+}
+
+/// How long a start took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// From the beginning to QEMU's start: TPM, copies, the probe of KVM.
+    pub prepared: Duration,
+    /// From QEMU's start to the first byte on the console.
+    pub first_byte: Duration,
+    /// From QEMU's start to the agent's answer.
+    pub ready: Duration,
+}
+
+impl Sandbox {
+    /// Boots a guest and returns when its agent answers.
+    ///
+    /// # Errors
+    /// If this machine cannot run it, the VM ends, or the agent does not answer in time. Nothing is left behind then,
+    /// nor when the future is dropped.
+    pub async fn start(config: SandboxConfig) -> Result<Self, Error> {
+        let deadline = tokio::time::Instant::now() + config.start_limit;
+        let too_late = |stage: Stage, console: String| Error::NotReady {
+            limit: config.start_limit,
+            stage: stage.to_string(),
+            console,
+        };
+        let booting = tokio::time::timeout_at(deadline, Vm::boot(&config)).await;
+        let mut vm = booting.map_err(|_| too_late(Stage::Preparing, String::new()))??;
+        let (began, spawned) = vm.times();
+        let mut first_byte = None;
+        let answer = answer(&mut vm, &config.observer, &mut first_byte);
+        let agent = match tokio::time::timeout_at(deadline, answer).await {
+            Ok(agent) => agent?,
+            Err(_) => {
+                let stage = if first_byte.is_some() { Stage::FirstByte } else { Stage::Spawned };
+                return Err(too_late(stage, vm.console_tail()));
+            }
+        };
+        let ready = spawned.elapsed();
+        config.observer.reached(Stage::AgentReady, began.elapsed());
+        // A guest may be silent on its console; it was heard at the latest when its agent answered.
+        let first_byte = first_byte.map_or(ready, |at: Instant| at.saturating_duration_since(spawned));
+        let timings = Timings { prepared: spawned.saturating_duration_since(began), first_byte, ready };
+        Ok(Self { vm, agent, timings, stop_limit: config.stop_limit })
+    }
+
+    /// The connection to the agent.
+    pub fn agent(&self) -> &Client {
+        &self.agent
+    }
+
+    /// How long the start took.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// The ports of this machine that lead to the pod; none is 0.
+    pub fn ports(&self) -> &[PortForward] {
+        self.vm.ports()
+    }
+
+    /// What the agent needs to know about the network, for its `StartPod`.
+    pub fn pod_network(&self) -> (Vec<Interface>, Dns) {
+        network::pod_network()
+    }
+
+    /// The console's last lines, control characters removed.
+    pub fn console_tail(&self) -> String {
+        self.vm.console_tail()
+    }
+
+    /// Waits for the VM's end and says how it came.
+    pub async fn exited(&mut self) -> ExitReason {
+        self.vm.exited().await
+    }
+
+    /// Ends the pod: asks the agent to, then QEMU, then kills what is left.
+    pub async fn stop(mut self) {
+        let ending = async {
+            match self.agent.call(Request::StopPod).await {
+                Ok(_) | Err(CallError::Lost { .. }) => drop(self.vm.exited().await),
+                Err(error) => tracing::warn!(%error, "the agent does not stop the pod"),
+            }
+        };
+        if tokio::time::timeout(self.stop_limit, ending).await.is_err() {
+            tracing::warn!(limit = ?self.stop_limit, "the guest did not power off in time");
+        }
+        self.vm.quit().await;
+    }
+}
+
+/// Waits for the agent's answer, or the VM's end; notes when the console began.
+async fn answer(vm: &mut Vm, observer: &Observer, first_byte: &mut Option<Instant>) -> Result<Client, Error> {
+    let (began, _) = vm.times();
+    let console = vm.console();
+    let connecting = connect(vm.take_channel());
+    let mut connecting = std::pin::pin!(connecting);
+    let mut lost = None;
+    loop {
+        tokio::select! {
+            biased;
+            reason = vm.exited() => return Err(Error::Died(reason)),
+            at = console.begun(), if first_byte.is_none() => {
+                *first_byte = Some(at);
+                observer.reached(Stage::FirstByte, began.elapsed());
+            }
+            // The loss of the connection is QEMU's end, which is told by its own reason.
+            connected = &mut connecting, if lost.is_none() => match connected {
+                Ok(client) => return Ok(client),
+                Err(error) => lost = Some(error),
+            }
+        }
+    }
+}
+
+async fn connect(channel: Option<Channel>) -> Result<Client, CallError> {
+    let lost = |reason: String| CallError::Lost { request: "hello", reason };
+    let channel = channel.ok_or_else(|| lost("the channel is in use".into()))?;
+    let transport = channel.connect().await.map_err(|error| lost(error.to_string()))?;
+    Client::connect(transport).await
+}

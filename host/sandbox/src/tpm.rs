@@ -1,0 +1,48 @@
+//! One VM's emulated TPM.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::process::{self, Process};
+use crate::programs::SWTPM;
+use crate::runtime_folder::RuntimeFolder;
+use crate::tpm_authority;
+
+/// A TPM that waits for its machine.
+#[derive(Debug)]
+pub(crate) struct EmulatedTpm {
+    /// The program.
+    pub(crate) _process: Process,
+    /// Where QEMU finds it.
+    pub(crate) socket: PathBuf,
+}
+
+/// Makes a TPM with a certified endorsement key of its own, and starts it.
+pub(crate) async fn start(authority: &Path, folder: &RuntimeFolder) -> Result<EmulatedTpm, Error> {
+    let state = folder.join("tpm");
+    std::fs::create_dir(&state).map_err(Error::io("cannot make a folder for the TPM"))?;
+    let owned = authority.to_owned();
+    let created = tokio::task::spawn_blocking(move || tpm_authority::create(&owned)).await;
+    created.map_err(|error| Error::Tpm { what: "its authority", output: error.to_string() })??;
+
+    let setup = tpm_authority::manufacture(authority, &state)?;
+    let (status, output) = process::run(setup).await.map_err(Error::io("cannot run swtpm_setup"))?;
+    if !status.success() {
+        return Err(Error::Tpm { what: "swtpm_setup failed", output });
+    }
+
+    // The socket listens before swtpm runs: QEMU need not wait for it to come into being.
+    let socket = folder.join("tpm.sock");
+    let listener = UnixListener::bind(&socket).map_err(Error::io("cannot make the TPM's socket"))?;
+    let mut swtpm = process::command(SWTPM.find()?);
+    let mut state_option = std::ffi::OsString::from("dir=");
+    state_option.push(&state);
+    swtpm
+        .args(["socket", "--tpm2", "--terminate", "--ctrl", "type=unixio,fd=0", "--tpmstate"])
+        .arg(state_option)
+        .stdin(OwnedFd::from(listener));
+    let process = Process::spawn(swtpm).map_err(Error::io("cannot start swtpm"))?;
+    Ok(EmulatedTpm { _process: process, socket })
+}
