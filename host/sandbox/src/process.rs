@@ -92,7 +92,7 @@ fn text_of(mut output: File) -> io::Result<String> {
 fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_child(child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-    AsyncFd::register(pidfd)
+    Ok(AsyncFd::register(pidfd)?)
 }
 
 fn end(child: &mut Child) {
