@@ -369,6 +369,14 @@ fn an_inconsistent_private_jwk_is_refused(#[case] changes: Value) {
 }
 
 #[test]
+fn a_public_key_off_its_curve_is_refused() {
+    let mut key = ec_jwk(false);
+    key["y"] = "e8lnCO-AlStT-NJVX-crhB7QRYhiix03illJOVAOycg".into();
+    let refused = PublicKey::parse(key.to_string().as_bytes()).unwrap_err();
+    assert!(matches!(refused, KeyFormatError::Malformed(_)), "{refused}");
+}
+
+#[test]
 fn an_inconsistent_rsa_jwk_is_refused() {
     for member in ["d", "p", "dq", "qi"] {
         let mut key: Value = serde_json::from_str(RFC_KEY).unwrap();

@@ -128,7 +128,22 @@ async fn the_key_broker_is_not_asked_where_a_private_key_serves() {
     let (_, annotations) = annotations_for(&[default_broker(KID, [1; 32]), jwe(&holder)]);
     let keys = Keys::with(KID, [1; 32]);
     let unwrapper = Unwrapper::new(vec![private(&holder)], Some(keys.clone()));
-    assert!(unwrapper.unwrap(&annotations).await.is_ok());
+    let mut annotations = EncryptionAnnotations::parse(&annotations).unwrap();
+    for _ in 0..2 {
+        annotations.wrapped_keys.reverse();
+        assert!(unwrapper.open(annotations.clone()).await.is_ok());
+    }
+    assert!(keys.asked().is_empty());
+}
+
+#[tokio::test]
+async fn the_key_broker_is_not_asked_about_packets_of_other_providers() {
+    let (_, annotations) = annotations_for(&[default_broker(KID, [1; 32])]);
+    let mut annotations = EncryptionAnnotations::parse(&annotations).unwrap();
+    annotations.wrapped_keys[0].scheme = Scheme::Provider("other".into());
+    let keys = Keys::with(KID, [1; 32]);
+    let refused = Unwrapper::new(vec![], Some(keys.clone())).open(annotations).await.unwrap_err();
+    assert!(matches!(attempts(refused)[0].1, AttemptError::NoKey));
     assert!(keys.asked().is_empty());
 }
 
