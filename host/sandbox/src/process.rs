@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A child process. Dropping it kills it and waits for its end.
@@ -92,7 +93,9 @@ fn text_of(mut output: File) -> io::Result<String> {
 fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_child(child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-    Ok(AsyncFd::register(pidfd)?)
+    // SAFETY: the pidfd is open, is owned by the AsyncFd from here on, and nothing replaces it.
+    let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    Ok(registered?)
 }
 
 fn end(child: &mut Child) {
