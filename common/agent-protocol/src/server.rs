@@ -134,10 +134,9 @@ impl<H: Handler> Session<H> {
 /// Returns when the caller is gone, or sends what it may not.
 async fn abandoned(stream: &mut ByteStream) {
     let mut byte = [0];
-    match stream.read(&mut byte).await {
-        // A caller that says no more still listens.
-        Ok(0) => std::future::pending().await,
-        Ok(_) | Err(_) => {}
+    // A caller that says no more still listens.
+    if let Ok(0) = stream.read(&mut byte).await {
+        std::future::pending().await
     }
 }
 

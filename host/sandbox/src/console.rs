@@ -18,7 +18,7 @@ const SHOWN_WIDTH: usize = 240;
 #[derive(Clone, Debug)]
 pub(crate) struct Console {
     kept: Arc<Mutex<VecDeque<u8>>>,
-    /// When the first byte came, and whether the end did.
+    /// When the first text came, and whether the end did.
     progress: watch::Receiver<Progress>,
 }
 
@@ -40,8 +40,10 @@ impl Console {
             let mut buffer = vec![0; 8 << 10];
             while let Ok(count @ 1..) = output.read(&mut buffer).await {
                 keep(&kept, buffer.get(..count).unwrap_or_default());
+                // Firmware clears the screen long before the guest says its first word.
+                let said = sender.borrow().begun.is_some() || !printable(&text(&kept)).is_empty();
                 sender.send_modify(|progress| {
-                    progress.begun = progress.begun.or_else(|| Some(Instant::now()));
+                    progress.begun = progress.begun.or_else(|| said.then(Instant::now));
                     progress.read = progress.read.saturating_add(count as u64);
                 });
             }
@@ -55,7 +57,7 @@ impl Console {
         Self::follow(tokio::io::empty())
     }
 
-    /// Waits for the first byte; for ever if none comes.
+    /// Waits for the first text, control characters aside; for ever if none comes.
     pub(crate) async fn begun(&self) -> Instant {
         let mut progress = self.progress.clone();
         match progress.wait_for(|progress| progress.begun.is_some()).await.map(|progress| progress.begun) {
@@ -66,8 +68,7 @@ impl Console {
 
     /// Waits until what is kept has the words in it; for ever if that does not happen.
     pub(crate) async fn says(&self, words: &str) -> Instant {
-        let heard =
-            |_: &Progress| self.bytes().windows(words.len().max(1)).any(|part| part == words.as_bytes());
+        let heard = |_: &Progress| text(&self.kept).contains(words);
         match self.progress.clone().wait_for(heard).await {
             Ok(_) => Instant::now(),
             Err(_) => std::future::pending().await,
@@ -82,11 +83,7 @@ impl Console {
 
     /// The last lines, without anything that could change a terminal.
     pub(crate) fn tail(&self) -> String {
-        printable(&String::from_utf8_lossy(&self.bytes()))
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        printable(&text(&self.kept))
     }
 }
 
@@ -95,6 +92,11 @@ fn keep(kept: &Mutex<VecDeque<u8>>, bytes: &[u8]) {
     kept.extend(bytes);
     let excess = kept.len().saturating_sub(KEPT);
     kept.drain(..excess);
+}
+
+fn text(kept: &Mutex<VecDeque<u8>>) -> String {
+    let bytes: Vec<u8> = kept.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The last lines of a text that somebody hostile wrote.
@@ -172,11 +174,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_byte_is_noticed() {
+    async fn the_console_begins_with_the_first_text_and_not_with_the_firmwares_control_sequences() {
         let (mut writer, reader) = tokio::io::duplex(64);
         let console = Console::follow(reader);
+        writer.write_all(b"\x1b[2J\x1b[01;01H").await.unwrap();
+        let mut read = console.progress.clone();
+        read.wait_for(|progress| progress.read == 12).await.unwrap();
+        assert_eq!(read.borrow().begun, None);
         let before = Instant::now();
-        writer.write_all(b"x").await.unwrap();
+        writer.write_all(b"sealpod: starting").await.unwrap();
         assert!(console.begun().await >= before);
+        console.says("pod: start").await;
     }
 }

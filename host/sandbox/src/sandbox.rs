@@ -25,7 +25,7 @@ pub struct Sandbox {
 pub struct Timings {
     /// From the beginning to QEMU's start: TPM, copies, the probe of KVM.
     pub prepared: Duration,
-    /// From QEMU's start to the first byte on the console.
+    /// From QEMU's start to the first text on the console (firmware's control sequences aside).
     pub first_byte: Duration,
     /// From QEMU's start to the agent's answer.
     pub ready: Duration,

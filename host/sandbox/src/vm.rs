@@ -112,7 +112,7 @@ impl Vm {
         self.console.says(words).await.saturating_duration_since(self.spawned)
     }
 
-    /// Waits for the first byte on the console; gives the time since QEMU's start.
+    /// Waits for the first text on the console (firmware's control sequences aside); gives the time since QEMU's start.
     pub async fn first_byte(&self) -> Duration {
         self.console.begun().await.saturating_duration_since(self.spawned)
     }
