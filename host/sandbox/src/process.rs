@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A child process. Dropping it kills it and waits for its end.
+/// A child process. Dropping it kills it with the children of its own, and waits for its end.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -51,8 +51,8 @@ impl Process {
     }
 
     #[cfg(test)]
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+    pub(crate) fn id(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_pid()
     }
 }
 
@@ -99,7 +99,11 @@ fn watch(child: &Child) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 fn end(child: &mut Child) {
-    // Both fail only if it was waited for already.
+    // Its own children are in its group. Once it was waited for, the number may be somebody else's.
+    if let Ok(None) = child.try_wait() {
+        let _ = rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL);
+    }
+    // These fail only if it was waited for already.
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -170,7 +174,17 @@ mod tests {
         sleep
     }
 
-    fn is_alive(pid: u32) -> bool {
+    fn pidfd(pid: i32) -> OwnedFd {
+        rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
+    }
+
+    fn ends(process: &OwnedFd) -> bool {
+        let mut descriptors = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
+        let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+        rustix::event::poll(&mut descriptors, Some(&limit)).unwrap() == 1
+    }
+
+    fn is_alive(pid: i32) -> bool {
         // A zombie counts as gone: it runs no more.
         std::fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
@@ -183,6 +197,18 @@ mod tests {
         assert!(is_alive(pid));
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn the_children_of_a_process_that_is_dropped_end_with_it() {
+        let mut shell = command("sh");
+        shell.args(["-c", "sleep 600 & echo $! >&2; wait"]).stderr(Stdio::piped());
+        let mut process = Process::spawn(shell).unwrap();
+        let mut line = String::new();
+        BufReader::new(process.take_stderr().unwrap()).read_line(&mut line).unwrap();
+        let grandchild = pidfd(line.trim().parse().unwrap());
+        drop(process);
+        assert!(ends(&grandchild), "the grandchild survived");
     }
 
     #[tokio::test]
@@ -231,19 +257,12 @@ mod tests {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let child: u32 =
+        let child: i32 =
             lines.find_map(|line| line.split_once("child=").map(|(_, pid)| pid.parse().unwrap())).unwrap();
-        let pidfd = rustix::process::pidfd_open(
-            Pid::from_raw(i32::try_from(child).unwrap()).unwrap(),
-            PidfdFlags::empty(),
-        )
-        .unwrap();
+        let pidfd = pidfd(child);
         assert!(is_alive(child), "the child outlives the thread that asked for it");
         owner.kill().unwrap();
         owner.wait().unwrap();
-        let mut descriptors = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
-        let ended = rustix::event::poll(&mut descriptors, Some(&limit)).unwrap();
-        assert_eq!(ended, 1, "the child survived its owner");
+        assert!(ends(&pidfd), "the child survived its owner");
     }
 }

@@ -49,7 +49,9 @@ pub(crate) fn manufacture(authority: &Path, state: &Path) -> Result<Command, Err
         .args(["--tpm2", "--ecc", "--create-ek-cert", "--pcr-banks", "sha256", "--config"])
         .arg(authority.join("setup.conf"))
         .arg("--tpm-state")
-        .arg(state);
+        .arg(state)
+        // What it leaves when it is killed goes with the TPM.
+        .env("TMPDIR", state);
     Ok(setup)
 }
 
