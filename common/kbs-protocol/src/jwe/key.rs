@@ -1,0 +1,150 @@
+//! The guest's key pair of one attestation, and its public half as the wire has it.
+
+use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{
+    OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents,
+};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::agreement::{self, EphemeralKey};
+use super::{JweError, KEY_LENGTH};
+use crate::Secret;
+
+const RSA_OAEP_256: &str = "RSA-OAEP-256";
+/// No modulus is shorter, in bytes.
+const MIN_MODULUS: usize = 256;
+
+/// A guest's public key: a JWK (RFC 7517).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kty", deny_unknown_fields)]
+pub enum TeePublicKey {
+    /// On P-256 or P-521, for `ECDH-ES+A256KW`.
+    EC {
+        /// `ECDH-ES+A256KW`.
+        alg: String,
+        /// The curve's name.
+        crv: String,
+        /// Base64url.
+        x: String,
+        /// Base64url.
+        y: String,
+    },
+    /// For `RSA-OAEP-256`.
+    RSA {
+        /// `RSA-OAEP-256`.
+        alg: String,
+        /// The modulus, base64url.
+        n: String,
+        /// The exponent, base64url.
+        e: String,
+    },
+}
+
+/// A guest's key pair, made for one attestation.
+pub struct TeeKeyPair {
+    private: PrivateKey,
+    public: TeePublicKey,
+}
+
+impl TeePublicKey {
+    /// The algorithm that seals to it, as the key itself names it.
+    pub fn algorithm(&self) -> &str {
+        match self {
+            Self::EC { alg, .. } | Self::RSA { alg, .. } => alg,
+        }
+    }
+
+    /// Wraps a content key for this key.
+    pub(super) fn wrap(
+        &self,
+        content_key: &[u8; KEY_LENGTH],
+    ) -> Result<(Option<EphemeralKey>, Vec<u8>), JweError> {
+        match self {
+            Self::EC { alg, crv, x, y } if alg == agreement::NAME => {
+                let (epk, wrapped) = agreement::wrap(crv, x, y, content_key)?;
+                Ok((Some(epk), wrapped))
+            }
+            Self::RSA { alg, n, e } if alg == RSA_OAEP_256 => Ok((None, wrap_rsa(n, e, content_key)?)),
+            _ => Err(JweError::Key),
+        }
+    }
+}
+
+impl TeeKeyPair {
+    /// A new key on P-256.
+    pub fn generate() -> Result<Self, JweError> {
+        let private = PrivateKey::generate(&ECDH_P256).map_err(|_| JweError::Internal)?;
+        let (x, y) = agreement::coordinates(&private, 32)?;
+        let public = TeePublicKey::EC { alg: agreement::NAME.into(), crv: "P-256".into(), x, y };
+        Ok(Self { private, public })
+    }
+
+    /// The public half.
+    pub fn public_key(&self) -> &TeePublicKey {
+        &self.public
+    }
+
+    /// The private half as PKCS#8 PEM (RFC 5958, RFC 7468).
+    pub fn to_pkcs8_pem(&self) -> Result<Secret, JweError> {
+        let der: Pkcs8V1Der<'_> = self.private.as_der().map_err(|_| JweError::Internal)?;
+        let text = Zeroizing::new(STANDARD.encode(der.as_ref()));
+        let mut pem = b"-----BEGIN PRIVATE KEY-----\n".to_vec();
+        for line in text.as_bytes().chunks(64) {
+            pem.extend_from_slice(line);
+            pem.push(b'\n');
+        }
+        pem.extend_from_slice(b"-----END PRIVATE KEY-----\n");
+        Ok(Secret::new(pem))
+    }
+
+    pub(super) fn unwrap(
+        &self,
+        epk: &EphemeralKey,
+        wrapped: &[u8],
+    ) -> Result<Zeroizing<[u8; KEY_LENGTH]>, JweError> {
+        let TeePublicKey::EC { crv, .. } = &self.public else { return Err(JweError::Malformed) };
+        agreement::unwrap(crv, &self.private, epk, wrapped)
+    }
+}
+
+fn wrap_rsa(n: &str, e: &str, content_key: &[u8]) -> Result<Vec<u8>, JweError> {
+    let decode = |text| URL_SAFE_NO_PAD.decode(text).map_err(|_| JweError::Key);
+    let (n, e) = (decode(n)?, decode(e)?);
+    if n.len() < MIN_MODULUS {
+        return Err(JweError::Key);
+    }
+    let key: PublicEncryptingKey = PublicKeyComponents { n, e }.try_into().map_err(|_| JweError::Key)?;
+    let key = OaepPublicEncryptingKey::new(key).map_err(|_| JweError::Key)?;
+    let mut wrapped = vec![0; key.ciphertext_size()];
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, content_key, &mut wrapped, None).map_err(|_| JweError::Internal)?;
+    Ok(wrapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_private_key_is_pem_of_pkcs8() {
+        let pem = TeeKeyPair::generate().unwrap().to_pkcs8_pem().unwrap();
+        let pem = String::from_utf8(pem.as_bytes().to_vec()).unwrap();
+        assert!(
+            pem.starts_with("-----BEGIN PRIVATE KEY-----\nM") && pem.ends_with("-----END PRIVATE KEY-----\n")
+        );
+        assert_eq!(format!("{:?}", Secret::new(pem.into_bytes())), "Secret(..)");
+    }
+
+    #[test]
+    fn keys_of_other_algorithms_are_refused() {
+        let json = r#"{"kty":"RSA","alg":"RSA1_5","n":"AQAB","e":"AQAB"}"#;
+        let key: TeePublicKey = serde_json::from_str(json).unwrap();
+        assert!(matches!(key.wrap(&[0; KEY_LENGTH]), Err(JweError::Key)));
+        let short = r#"{"kty":"RSA","alg":"RSA-OAEP-256","n":"AQAB","e":"AQAB"}"#;
+        let key: TeePublicKey = serde_json::from_str(short).unwrap();
+        assert!(matches!(key.wrap(&[0; KEY_LENGTH]), Err(JweError::Key)));
+    }
+}
