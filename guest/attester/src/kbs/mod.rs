@@ -1,0 +1,138 @@
+//! The guest's side of the key broker's protocol: one attestation serves many requests.
+
+mod http;
+mod session;
+
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
+
+use sealpod_kbs_protocol::jwe::TeeKeyPair;
+use sealpod_kbs_protocol::{ResourcePath, Secret};
+use tokio::sync::Mutex;
+
+use crate::{Attester, Error};
+use http::{Answer, Http};
+use session::Session;
+
+/// Where the key broker is.
+#[derive(Clone, Debug)]
+pub struct KbsConfig {
+    /// Its address, `http://` or `https://`.
+    pub url: String,
+    /// The certificate (PEM) to which its own must chain. The guest trusts no other.
+    pub certificate: Option<String>,
+}
+
+/// An attestation token with the key that it names.
+#[derive(Debug)]
+pub struct Token {
+    /// An EAR, as a JWT.
+    pub token: String,
+    /// The private key, PKCS#8 PEM.
+    pub tee_key_pem: Secret,
+}
+
+/// What the parts of a handshake took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// From the request to the challenge.
+    pub challenge: Duration,
+    /// Making the evidence.
+    pub evidence: Duration,
+    /// From the evidence to the token.
+    pub token: Duration,
+}
+
+/// A client of one key broker.
+pub struct KbsClient {
+    http: Http,
+    attester: Arc<StdMutex<Box<dyn Attester>>>,
+    init_data: Option<String>,
+    /// The session of the last attestation. Whoever finds none makes one while the others wait.
+    session: Mutex<Option<Arc<Session>>>,
+    timings: StdMutex<Timings>,
+}
+
+impl KbsClient {
+    /// A client for a broker; nothing is sent yet.
+    pub fn new(
+        config: KbsConfig,
+        attester: Box<dyn Attester>,
+        init_data: Option<String>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            http: Http::new(&config)?,
+            attester: Arc::new(StdMutex::new(attester)),
+            init_data,
+            session: Mutex::new(None),
+            timings: StdMutex::new(Timings::default()),
+        })
+    }
+
+    /// Attests now, also where an attestation is still good.
+    pub async fn attest(&self) -> Result<(), Error> {
+        let mut current = self.session.lock().await;
+        *current = Some(Arc::new(self.handshake().await?));
+        Ok(())
+    }
+
+    /// The token of the current attestation.
+    pub async fn token(&self) -> Result<Token, Error> {
+        let session = self.session(None).await?;
+        let tee_key_pem = session.keys.to_pkcs8_pem().map_err(|error| Error::Evidence(error.to_string()))?;
+        Ok(Token { token: session.token.clone(), tee_key_pem })
+    }
+
+    /// Fetches a resource, attesting first where that is needed.
+    pub async fn resource(&self, path: &ResourcePath) -> Result<Secret, Error> {
+        let session = self.session(None).await?;
+        match self.fetch(&session, path).await? {
+            Some(secret) => Ok(secret),
+            // The broker has forgotten the session: attest once more.
+            None => {
+                let session = self.session(Some(&session)).await?;
+                self.fetch(&session, path).await?.ok_or(Error::Denied { denial: None })
+            }
+        }
+    }
+
+    /// What the last handshake took.
+    pub fn timings(&self) -> Timings {
+        *self.timings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The current session, unless it is the one that no longer holds.
+    async fn session(&self, expired: Option<&Arc<Session>>) -> Result<Arc<Session>, Error> {
+        let mut current = self.session.lock().await;
+        match (&*current, expired) {
+            (Some(session), None) => return Ok(session.clone()),
+            (Some(session), Some(expired)) if !Arc::ptr_eq(session, expired) => return Ok(session.clone()),
+            _ => {}
+        }
+        let session = Arc::new(self.handshake().await?);
+        *current = Some(session.clone());
+        Ok(session)
+    }
+
+    async fn handshake(&self) -> Result<Session, Error> {
+        let keys = TeeKeyPair::generate().map_err(|error| Error::Evidence(error.to_string()))?;
+        let (session, timings) =
+            session::handshake(&self.http, &self.attester, self.init_data.as_deref(), keys).await?;
+        *self.timings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = timings;
+        Ok(session)
+    }
+
+    /// Nothing where the broker does not know the session.
+    async fn fetch(&self, session: &Session, path: &ResourcePath) -> Result<Option<Secret>, Error> {
+        match self.http.get(&format!("resource/{path}"), &session.cookie).await? {
+            Answer::Done { body, .. } => {
+                let jwe =
+                    serde_json::from_slice(&body).map_err(|error| Error::Protocol(error.to_string()))?;
+                session.keys.open(&jwe).map(Some).map_err(|error| Error::Protocol(error.to_string()))
+            }
+            Answer::NotAuthenticated { denial: None } => Ok(None),
+            Answer::NotAuthenticated { denial } | Answer::Denied { denial } => Err(Error::Denied { denial }),
+            Answer::NotFound => Err(Error::NotFound { path: path.to_string() }),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The handshake (RCAR, protocol 0.4.0): request, challenge, attestation, response.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use sealpod_evidence::{HashAlgorithm, report_data};
+use sealpod_kbs_protocol::jwe::TeeKeyPair;
+use sealpod_kbs_protocol::rcar::{
+    Attestation, Challenge, InitDataBody, Request, RuntimeData, TeeEvidence, TokenResponse, VERSION,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Timings;
+use super::http::{Answer, Http};
+use crate::{Attester, Error};
+
+/// What an attestation gave.
+pub(super) struct Session {
+    pub(super) cookie: String,
+    pub(super) token: String,
+    pub(super) keys: TeeKeyPair,
+}
+
+/// The part of a challenge's parameters that every TEE has.
+#[derive(Deserialize)]
+struct ChallengeParams {
+    #[serde(rename = "selected-hash-algorithm", default = "default_hash")]
+    hash: HashAlgorithm,
+}
+
+fn default_hash() -> HashAlgorithm {
+    HashAlgorithm::Sha384
+}
+
+type SharedAttester = Arc<Mutex<Box<dyn Attester>>>;
+
+/// Proves to the broker what runs here.
+pub(super) async fn handshake(
+    http: &Http,
+    attester: &SharedAttester,
+    init_data: Option<&str>,
+    keys: TeeKeyPair,
+) -> Result<(Session, Timings), Error> {
+    let (tee, params) =
+        with_attester(attester, |attester| Ok((attester.tee(), attester.request_params()?))).await?;
+    let mut extra_params = json!({ "supported-hash-algorithms": ["sha256", "sha384", "sha512"] });
+    if let (Some(extra_params), Value::Object(params)) = (extra_params.as_object_mut(), params) {
+        extra_params.extend(params);
+    }
+
+    let began = Instant::now();
+    let request = Request { version: VERSION.into(), tee, extra_params };
+    let (body, cookie) = done(http.post("auth", encode(&request)?, None).await?)?;
+    let cookie = cookie.ok_or_else(|| Error::Protocol("the challenge sets no session cookie".into()))?;
+    let challenge: Challenge = decode(&body)?;
+    let hash = match &challenge.extra_params {
+        Value::Object(_) => {
+            let params: ChallengeParams = serde_json::from_value(challenge.extra_params.clone())
+                .map_err(|error| Error::Protocol(format!("the challenge's parameters: {error}")))?;
+            params.hash
+        }
+        _ => default_hash(),
+    };
+    let challenged = Instant::now();
+
+    let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: keys.public_key().clone() };
+    let additional = String::new();
+    let report_data = report_data(hash, &runtime_data.bound_with(&additional));
+    let params = challenge.extra_params;
+    let primary = with_attester(attester, move |attester| attester.evidence(&report_data, &params)).await?;
+    let evidenced = Instant::now();
+
+    let attestation = Attestation {
+        init_data: init_data.map(|body| InitDataBody { format: "toml".into(), body: body.into() }),
+        runtime_data,
+        tee_evidence: TeeEvidence { primary_evidence: primary, additional_evidence: additional },
+    };
+    let (body, _) = done(http.post("attest", encode(&attestation)?, Some(&cookie)).await?)?;
+    let TokenResponse { token } = decode(&body)?;
+    let timings = Timings {
+        challenge: challenged - began,
+        evidence: evidenced - challenged,
+        token: evidenced.elapsed(),
+    };
+    Ok((Session { cookie, token, keys }, timings))
+}
+
+/// A TEE's devices block: they are used on a thread of their own.
+async fn with_attester<V: Send + 'static>(
+    attester: &SharedAttester,
+    work: impl FnOnce(&mut dyn Attester) -> Result<V, Error> + Send + 'static,
+) -> Result<V, Error> {
+    let attester = attester.clone();
+    let work = move || work(attester.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).as_mut());
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Evidence(error.to_string()))?
+}
+
+fn done(answer: Answer) -> Result<(Vec<u8>, Option<String>), Error> {
+    match answer {
+        Answer::Done { body, cookie } => Ok((body, cookie)),
+        Answer::NotAuthenticated { denial } | Answer::Denied { denial } => Err(Error::Denied { denial }),
+        Answer::NotFound => Err(Error::Protocol("there is no key broker at this address (404)".into())),
+    }
+}
+
+fn encode<T: serde::Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(message).map_err(|error| Error::Protocol(error.to_string()))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Protocol(error.to_string()))
+}
