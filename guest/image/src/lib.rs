@@ -1,1 +1,19 @@
-//! sealpod-guest-image
+//! Builds a guest: the folder of kernel, initrd, firmware and command line that a pod's VM boots.
+//!
+//! The same inputs give the same bytes, so that whoever has the inputs can compute what the VM measures.
+//! The initrd holds the agent as `/init`, the kernel modules in `/modules/*.ko`, and for each group of
+//! modules `/modules/GROUP.list`, which names its files in the order in which they load.
+
+mod build;
+mod cpio;
+pub mod debian;
+mod error;
+mod firmware;
+mod module;
+mod module_groups;
+#[cfg(test)]
+mod test_elf;
+
+pub use build::{BuildOptions, DEFAULT_CMDLINE, GuestManifest, build};
+pub use error::Error;
+pub use firmware::firmware;
