@@ -1,1 +1,57 @@
-//! sealpod-verifier
+//! Evidence in, claims or a reason out: a pure function, a module a TEE.
+//!
+//! Nothing here has a clock, a network, a file or an environment. Whoever calls it brings the time and the trust
+//! anchors.
+
+mod claims;
+mod sample;
+pub mod tpm;
+
+pub use claims::{Claims, Refusal};
+
+use sealpod_evidence::Tee;
+use sealpod_evidence::tpm::RequestParams;
+use serde_json::Value;
+
+/// Seconds since the Unix epoch.
+pub type UnixSeconds = u64;
+
+/// What evidence must bind.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The hash over the nonce and the guest's key; a TEE takes as much of it as it has room for.
+    pub report_data: &'a [u8],
+    /// The digest of the init data that came with the evidence, or that none came.
+    pub init_data_digest: Option<&'a [u8]>,
+    /// The secret of the TPM credential in the challenge.
+    pub credential: Option<&'a [u8]>,
+    /// The TPM keys for which that credential was made.
+    pub tpm_request: Option<&'a RequestParams>,
+}
+
+/// Whom the owner trusts to vouch for hardware.
+#[derive(Clone, Debug, Default)]
+pub struct TrustAnchors {
+    /// Certificates (DER) to which a TPM's endorsement key certificate may chain: roots, or intermediates that are
+    /// trusted by themselves.
+    pub tpm_ek_roots: Vec<Vec<u8>>,
+    /// Attestation keys that need no endorsement: SHA-256 of their SubjectPublicKeyInfo.
+    pub tpm_enrolled_aks: Vec<[u8; 32]>,
+    /// Whether evidence that proves nothing is taken.
+    pub allow_sample: bool,
+}
+
+/// Verifies evidence and gives what it proves.
+pub fn verify(
+    tee: Tee,
+    evidence: &Value,
+    expected: &Expected<'_>,
+    anchors: &TrustAnchors,
+    now: UnixSeconds,
+) -> Result<Claims, Refusal> {
+    match tee {
+        Tee::Tpm => tpm::verify(evidence, expected, anchors, now),
+        Tee::Sample => sample::verify(evidence, expected, anchors),
+        other => Err(Refusal::new("tee", "tpm, or sample where it is allowed", other)),
+    }
+}

@@ -1,0 +1,66 @@
+//! Evidence that proves nothing but that the guest knows the nonce.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::claims::hexadecimal;
+use crate::{Claims, Expected, Refusal, TrustAnchors};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Evidence {
+    svn: String,
+    report_data: String,
+}
+
+pub(crate) fn verify(
+    evidence: &Value,
+    expected: &Expected<'_>,
+    anchors: &TrustAnchors,
+) -> Result<Claims, Refusal> {
+    if !anchors.allow_sample {
+        return Err(Refusal::new("tee", "a TEE with evidence (sample is not allowed here)", "sample"));
+    }
+    let malformed = |error: String| Refusal::new("evidence", "svn and report_data", error);
+    let evidence: Evidence =
+        serde_json::from_value(evidence.clone()).map_err(|error| malformed(error.to_string()))?;
+    let report_data = STANDARD.decode(&evidence.report_data).map_err(|error| malformed(error.to_string()))?;
+    if report_data != expected.report_data {
+        return Err(Refusal::new(
+            "report_data",
+            hexadecimal(expected.report_data),
+            hexadecimal(&report_data),
+        ));
+    }
+    let init_data = expected.init_data_digest.map(hexadecimal).unwrap_or_default();
+    let claims = json!({ "sample": { "svn": evidence.svn }, "init_data": init_data });
+    match claims {
+        Value::Object(claims) => Ok(Claims(claims)),
+        _ => Ok(Claims::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verify_with(report_data: &[u8], allow_sample: bool) -> Result<Claims, Refusal> {
+        let evidence = json!({ "svn": "1", "report_data": STANDARD.encode([1; 48]) });
+        let expected = Expected { report_data, init_data_digest: None, credential: None, tpm_request: None };
+        verify(&evidence, &expected, &TrustAnchors { allow_sample, ..TrustAnchors::default() })
+    }
+
+    #[test]
+    fn sample_evidence_is_taken_only_where_it_is_allowed() {
+        assert!(verify_with(&[1; 48], true).is_ok());
+        assert_eq!(verify_with(&[1; 48], false).unwrap_err().claim, "tee");
+    }
+
+    #[test]
+    fn other_report_data_is_refused() {
+        assert_eq!(verify_with(&[2; 48], true).unwrap_err().claim, "report_data");
+        assert_eq!(verify_with(&[1; 32], true).unwrap_err().claim, "report_data");
+    }
+}

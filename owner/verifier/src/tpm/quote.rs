@@ -1,0 +1,84 @@
+//! The quote: its signature, and the registers that it covers.
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256,
+    UnparsedPublicKey, VerificationAlgorithm,
+};
+use sealpod_evidence::HashAlgorithm;
+use sealpod_evidence::tpm::{Attest, PcrSelection, QUOTED_PCRS, QuoteEvidence, Signature};
+use x509_cert::der::{Decode, Encode};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
+
+use super::{SHA256_LENGTH, malformed};
+use crate::Refusal;
+use crate::claims::hexadecimal;
+
+/// The content of a quote that the key signed.
+pub(super) fn verify(quote: &QuoteEvidence, key_der: &[u8]) -> Result<Attest, Refusal> {
+    let signature = Signature::parse(&quote.signature).map_err(malformed("quote_signature"))?;
+    let refused = |actual| Refusal::new("quote_signature", "a signature by the attestation key", actual);
+    let key = public_key(key_der).ok_or_else(|| refused("a key that is not SubjectPublicKeyInfo"))?;
+    let (algorithm, signature): (&dyn VerificationAlgorithm, Vec<u8>) = match signature {
+        Signature::Ecdsa { hash: HashAlgorithm::Sha256, r, s } => {
+            (&ECDSA_P256_SHA256_FIXED, fixed(&r, &s, 32).ok_or_else(|| refused("numbers that are too long"))?)
+        }
+        Signature::Ecdsa { hash: HashAlgorithm::Sha384, r, s } => {
+            (&ECDSA_P384_SHA384_FIXED, fixed(&r, &s, 48).ok_or_else(|| refused("numbers that are too long"))?)
+        }
+        Signature::RsaPkcs1 { hash: HashAlgorithm::Sha256, signature } => {
+            (&RSA_PKCS1_2048_8192_SHA256, signature)
+        }
+        Signature::RsaPss { hash: HashAlgorithm::Sha256, signature } => {
+            (&RSA_PSS_2048_8192_SHA256, signature)
+        }
+        _ => return Err(refused("an algorithm that is not supported")),
+    };
+    UnparsedPublicKey::new(algorithm, key)
+        .verify(&quote.message, &signature)
+        .map_err(|_| refused("another signature"))?;
+    Attest::parse(&quote.message).map_err(malformed("quote"))
+}
+
+/// The values of the quoted registers, in order: exactly those that policy relies upon, and the ones that were signed.
+pub(super) fn registers(quote: &QuoteEvidence, attest: &Attest) -> Result<Vec<Vec<u8>>, Refusal> {
+    let expected = PcrSelection::of(HashAlgorithm::Sha256, QUOTED_PCRS);
+    if attest.selection != expected {
+        return Err(Refusal::new("pcr_selection", expected, &attest.selection));
+    }
+    let count = QUOTED_PCRS.count();
+    if quote.pcrs.len() != count {
+        return Err(Refusal::new("pcrs", format!("{count} registers"), quote.pcrs.len()));
+    }
+    let mut registers = Vec::with_capacity(count);
+    for text in &quote.pcrs {
+        let value = hex::decode(text).ok().filter(|value| value.len() == SHA256_LENGTH);
+        registers.push(
+            value.ok_or_else(|| Refusal::new("pcrs", "32 bytes in hexadecimal each", "something else"))?,
+        );
+    }
+    let parts: Vec<&[u8]> = registers.iter().map(Vec::as_slice).collect();
+    let digest = HashAlgorithm::Sha256.digest_parts(&parts);
+    if attest.pcr_digest != digest {
+        return Err(Refusal::new("pcr_digest", hexadecimal(&attest.pcr_digest), hexadecimal(&digest)));
+    }
+    Ok(registers)
+}
+
+/// The bytes of the key itself: a point, or an RSAPublicKey.
+fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    let info = SubjectPublicKeyInfoOwned::from_der(der).ok()?;
+    // One form only, so that a key has one digest.
+    (info.to_der().ok()? == der).then(|| info.subject_public_key.as_bytes().map(<[u8]>::to_vec))?
+}
+
+/// ECDSA's two numbers, each as long as the field.
+fn fixed(r: &[u8], s: &[u8], length: usize) -> Option<Vec<u8>> {
+    let mut signature = Vec::with_capacity(2 * length);
+    for number in [r, s] {
+        let start = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
+        let digits = number.get(start..)?;
+        signature.resize(signature.len() + length.checked_sub(digits.len())?, 0);
+        signature.extend_from_slice(digits);
+    }
+    Some(signature)
+}
