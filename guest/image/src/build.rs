@@ -20,8 +20,7 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t 8250.nr
 
 /// The guest's memory below 4 GiB. QEMU derives from it an address that it writes into the measured kernel.
 const LOW_MEMORY_MIB: u32 = 256;
-/// A machine type with a version, so that a newer QEMU presents the same machine, and before 7.2, which
-/// writes random bytes behind the kernel.
+/// A machine type with a version, so that a newer QEMU presents the same machine.
 const MACHINE: &str = "pc-q35-7.1";
 const CMDLINE_BYTES: usize = 2047;
 
