@@ -1,0 +1,203 @@
+//! What the owner sets and looks up: policies, reference values, and the audit log.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use sealpod_appraisal::{DEFAULT_POLICY, Policy};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::attestation::parse;
+use crate::broker::{ATTESTATION_POLICY, Broker, RESOURCE_POLICY, blocking};
+use crate::error::ApiError;
+use crate::resource_policy::{self, ResourcePolicy};
+use crate::store::Kind;
+
+/// No answer has more entries of the audit log.
+const MAX_AUDIT_ENTRIES: usize = 1000;
+const DEFAULT_AUDIT_ENTRIES: usize = 50;
+const MAX_REFERENCE_ID: usize = 256;
+
+/// A policy as it travels: base64url without padding.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PolicyBody {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy_id: Option<String>,
+    policy: String,
+}
+
+/// A message to the reference value provider service.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReferenceValueMessage {
+    version: String,
+    #[serde(rename = "type")]
+    kind: String,
+    payload: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AuditQuery {
+    id: Option<String>,
+    limit: Option<usize>,
+}
+
+/// The token of an `Authorization: Bearer` header.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// Lets only administrators pass.
+pub(crate) fn require_admin(broker: &Broker, headers: &HeaderMap) -> Result<(), ApiError> {
+    match bearer(headers) {
+        Some(token) if broker.admin.accept(token) => Ok(()),
+        Some(_) => Err(ApiError::not_authenticated("the token is not an administrator's, or not any more")),
+        None => Err(ApiError::not_authenticated("an administrator's token is needed")),
+    }
+}
+
+pub(crate) async fn set_attestation_policy(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    require_admin(&broker, &headers)?;
+    let body: PolicyBody = parse(&body)?;
+    if body.policy_id.as_deref().is_some_and(|id| id != "default") {
+        return Err(ApiError::malformed("the only attestation policy is `default`"));
+    }
+    let text = decode_policy(&body.policy)?;
+    Policy::parse("default", &text).map_err(ApiError::malformed)?;
+    save_policy(broker, ATTESTATION_POLICY, text).await
+}
+
+pub(crate) async fn attestation_policy(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+) -> Result<Json<PolicyBody>, ApiError> {
+    require_admin(&broker, &headers)?;
+    load_policy(broker, ATTESTATION_POLICY, DEFAULT_POLICY).await
+}
+
+pub(crate) async fn set_resource_policy(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    require_admin(&broker, &headers)?;
+    let body: PolicyBody = parse(&body)?;
+    let text = decode_policy(&body.policy)?;
+    ResourcePolicy::parse(&text).map_err(ApiError::malformed)?;
+    save_policy(broker, RESOURCE_POLICY, text).await
+}
+
+pub(crate) async fn resource_policy(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+) -> Result<Json<PolicyBody>, ApiError> {
+    require_admin(&broker, &headers)?;
+    load_policy(broker, RESOURCE_POLICY, resource_policy::DEFAULT_POLICY).await
+}
+
+/// `POST reference-value`: sets the accepted values of some ids.
+pub(crate) async fn set_reference_values(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    require_admin(&broker, &headers)?;
+    let message: ReferenceValueMessage = parse(&body)?;
+    if message.version != "0.1.0" || message.kind != "sample" {
+        return Err(ApiError::malformed("expected version 0.1.0 and type sample"));
+    }
+    let payload = STANDARD.decode(&message.payload).map_err(ApiError::malformed)?;
+    let values: BTreeMap<String, Vec<Value>> = parse(&payload)?;
+    if values.keys().any(|id| id.is_empty() || id.len() > MAX_REFERENCE_ID) {
+        return Err(ApiError::malformed(format!("an id has 1 to {MAX_REFERENCE_ID} bytes")));
+    }
+    let store = broker.store.clone();
+    let write = move || {
+        let values: Vec<(String, Vec<u8>)> =
+            values.into_iter().map(|(id, value)| (id, Value::from(value).to_string().into_bytes())).collect();
+        let entries: Vec<(&str, &[u8])> =
+            values.iter().map(|(id, json)| (id.as_str(), json.as_slice())).collect();
+        store.set(Kind::ReferenceValue, &entries)
+    };
+    blocking(write).await?.map_err(ApiError::internal)?;
+    reload(broker).await
+}
+
+pub(crate) async fn reference_value(
+    State(broker): State<Arc<Broker>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    require_admin(&broker, &headers)?;
+    let (_, references) = broker.attestation_policy();
+    let value = references.get(&id).cloned();
+    value.map(Json).ok_or_else(|| ApiError::not_found(format!("there is no reference value {id:?}")))
+}
+
+pub(crate) async fn reference_values(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+) -> Result<Json<BTreeMap<String, Value>>, ApiError> {
+    require_admin(&broker, &headers)?;
+    let (_, references) = broker.attestation_policy();
+    Ok(Json(references.as_ref().clone()))
+}
+
+/// `GET audit`: one entry by its id, or the latest ones, oldest first.
+pub(crate) async fn audit(
+    State(broker): State<Arc<Broker>>,
+    Query(query): Query<AuditQuery>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    require_admin(&broker, &headers)?;
+    let store = broker.store.clone();
+    let look = move || match query.id {
+        Some(id) => store.audit_entry(&id).map(|entry| entry.into_iter().collect()),
+        None => store.latest_audit(query.limit.unwrap_or(DEFAULT_AUDIT_ENTRIES).min(MAX_AUDIT_ENTRIES)),
+    };
+    let entries: Vec<Vec<u8>> = blocking(look).await?.map_err(ApiError::internal)?;
+    let entries = entries.iter().map(|entry| serde_json::from_slice(entry)).collect::<Result<_, _>>();
+    Ok(Json(entries.map_err(ApiError::internal)?))
+}
+
+fn decode_policy(text: &str) -> Result<String, ApiError> {
+    let bytes =
+        URL_SAFE_NO_PAD.decode(text).map_err(|error| ApiError::malformed(format!("policy: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| ApiError::malformed(format!("policy: {error}")))
+}
+
+async fn save_policy(broker: Arc<Broker>, name: &'static str, text: String) -> Result<StatusCode, ApiError> {
+    let store = broker.store.clone();
+    blocking(move || store.set(Kind::Setting, &[(name, text.as_bytes())]))
+        .await?
+        .map_err(ApiError::internal)?;
+    reload(broker).await
+}
+
+async fn load_policy(
+    broker: Arc<Broker>,
+    name: &'static str,
+    default: &str,
+) -> Result<Json<PolicyBody>, ApiError> {
+    let store = broker.store.clone();
+    let stored = blocking(move || store.get(Kind::Setting, name)).await?.map_err(ApiError::internal)?;
+    let policy = URL_SAFE_NO_PAD.encode(stored.unwrap_or_else(|| default.as_bytes().to_vec()));
+    Ok(Json(PolicyBody { policy_id: None, policy }))
+}
+
+async fn reload(broker: Arc<Broker>) -> Result<StatusCode, ApiError> {
+    blocking(move || broker.reload_policies()).await?.map_err(ApiError::internal)?;
+    Ok(StatusCode::OK)
+}

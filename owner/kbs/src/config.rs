@@ -1,0 +1,125 @@
+//! The broker's configuration: one TOML file, read once. Paths are relative to its folder.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration. Unknown fields are errors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The embedded store's file.
+    pub store: PathBuf,
+    /// Public keys (Ed25519, PEM files) whose owners administrate.
+    pub admin_keys: Vec<PathBuf>,
+    /// Certificate and key for HTTPS; plain HTTP without them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Whom to trust to vouch for TPMs.
+    #[serde(default)]
+    pub tpm: Tpm,
+    /// Whether evidence that proves nothing is taken. For tests.
+    #[serde(default)]
+    pub allow_sample: bool,
+    /// How long an attestation is good for, in seconds.
+    #[serde(default = "default_lifetime")]
+    pub token_lifetime_seconds: u64,
+}
+
+/// HTTPS.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Trust in TPMs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tpm {
+    /// Certificates (PEM files, each may hold several) to which endorsement key certificates chain.
+    #[serde(default)]
+    pub ek_roots: Vec<PathBuf>,
+    /// Attestation keys that need no endorsement: SHA-256 of their SubjectPublicKeyInfo, hexadecimal.
+    #[serde(default)]
+    pub enrolled_aks: Vec<String>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not TOML of this shape.
+    #[error("{path} is not a key broker's configuration: {source}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        source: toml::de::Error,
+    },
+}
+
+fn default_lifetime() -> u64 {
+    300
+}
+
+impl Config {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let resolve = |path: &mut PathBuf| *path = folder.join(&*path);
+        resolve(&mut config.store);
+        config.admin_keys.iter_mut().for_each(resolve);
+        config.tpm.ek_roots.iter_mut().for_each(resolve);
+        if let Some(tls) = &mut config.tls {
+            resolve(&mut tls.certificate);
+            resolve(&mut tls.key);
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kbs.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    const MINIMAL: &str = "listen = \"127.0.0.1:0\"\nstore = \"s.redb\"\nadmin_keys = [\"admin.pub\"]\n";
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_sample_is_off() {
+        let config = read(MINIMAL).unwrap();
+        assert!(config.store.is_absolute() && config.store.ends_with("s.redb"));
+        assert!(!config.allow_sample && config.tls.is_none());
+    }
+
+    #[test]
+    fn an_unknown_field_is_an_error_that_names_it() {
+        let error = read(&format!("{MINIMAL}allow_samples = true\n")).unwrap_err().to_string();
+        assert!(error.contains("allow_samples"), "{error}");
+    }
+}

@@ -1,0 +1,51 @@
+//! Counters in Prometheus' text format. Labels are fixed words, never anything that a client sent.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is counted.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    challenges: AtomicU64,
+    attestations_granted: AtomicU64,
+    attestations_denied: AtomicU64,
+    resources_granted: AtomicU64,
+    resources_denied: AtomicU64,
+}
+
+impl Metrics {
+    pub(crate) fn challenge(&self) {
+        self.challenges.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn attestation(&self, granted: bool) {
+        let counter = if granted { &self.attestations_granted } else { &self.attestations_denied };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn resource(&self, granted: bool) {
+        let counter = if granted { &self.resources_granted } else { &self.resources_denied };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        format!(
+            "# HELP kbs_challenges_total Challenges sent.\n\
+             # TYPE kbs_challenges_total counter\n\
+             kbs_challenges_total {}\n\
+             # HELP kbs_attestations_total Attestations answered.\n\
+             # TYPE kbs_attestations_total counter\n\
+             kbs_attestations_total{{outcome=\"granted\"}} {}\n\
+             kbs_attestations_total{{outcome=\"denied\"}} {}\n\
+             # HELP kbs_resources_total Resources asked for by guests.\n\
+             # TYPE kbs_resources_total counter\n\
+             kbs_resources_total{{outcome=\"granted\"}} {}\n\
+             kbs_resources_total{{outcome=\"denied\"}} {}\n",
+            value(&self.challenges),
+            value(&self.attestations_granted),
+            value(&self.attestations_denied),
+            value(&self.resources_granted),
+            value(&self.resources_denied),
+        )
+    }
+}

@@ -1,0 +1,125 @@
+//! Secrets: guests get them sealed to their key, the administrator as they are.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sealpod_appraisal::TokenSigner;
+use sealpod_kbs_protocol::ResourcePath;
+use sealpod_kbs_protocol::jwe::Jwe;
+use sealpod_verifier::Refusal;
+use zeroize::Zeroizing;
+
+use crate::administration::{bearer, require_admin};
+use crate::attestation::session_cookie;
+use crate::audit::{self, Event, Outcome};
+use crate::broker::{Broker, blocking};
+use crate::error::ApiError;
+use crate::session::Attested;
+use crate::store::Kind;
+
+type Parts = (String, String, String);
+
+/// `GET resource/{repository}/{type}/{tag}`.
+pub(crate) async fn get(
+    State(broker): State<Arc<Broker>>,
+    Path(parts): Path<Parts>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let path = path(&parts)?;
+    if bearer(&headers).is_some_and(|token| broker.admin.accept(token)) {
+        let secret = find(&broker, &path).await?;
+        return Ok(([(header::CONTENT_TYPE, "application/octet-stream")], secret.to_vec()).into_response());
+    }
+    let attested = guest(&broker, &headers)?;
+    let policy = broker.resource_policy();
+    let allowed = {
+        let (path, ear) = (path.clone(), attested.ear.clone());
+        blocking(move || policy.allows(&ear, &path)).await?
+    };
+    let failures = match allowed {
+        Ok(true) => vec![],
+        Ok(false) => vec![Refusal::new("resource policy", "allow", "not allowed")],
+        Err(error) => vec![Refusal::new("resource policy", "a policy that can be evaluated", error)],
+    };
+    let outcome = if failures.is_empty() { Outcome::Granted } else { Outcome::Denied };
+    // A guest that may not have it does not learn whether it is there.
+    let secret = match outcome {
+        Outcome::Granted => Some(find(&broker, &path).await?),
+        Outcome::Denied => None,
+    };
+    let (store, name) = (broker.store.clone(), path.to_string());
+    let record =
+        move || audit::record(store.as_ref(), Event::Resource, outcome, None, Some(&name), &failures);
+    let id = blocking(record).await?.map_err(ApiError::internal)?;
+    broker.metrics.resource(secret.is_some());
+    let Some(secret) = secret else { return Err(ApiError::denied(id)) };
+    let jwe = Jwe::seal(&attested.key, &secret).map_err(ApiError::malformed)?;
+    Ok(Json(jwe).into_response())
+}
+
+/// `POST resource/{repository}/{type}/{tag}`, by the administrator.
+pub(crate) async fn set(
+    State(broker): State<Arc<Broker>>,
+    Path(parts): Path<Parts>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    require_admin(&broker, &headers)?;
+    let name = path(&parts)?.to_string();
+    let store = broker.store.clone();
+    blocking(move || store.set(Kind::Resource, &[(&name, &body)])).await?.map_err(ApiError::internal)?;
+    Ok(StatusCode::OK)
+}
+
+/// `DELETE resource/{repository}/{type}/{tag}`, by the administrator.
+pub(crate) async fn delete(
+    State(broker): State<Arc<Broker>>,
+    Path(parts): Path<Parts>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    require_admin(&broker, &headers)?;
+    let name = path(&parts)?.to_string();
+    let (store, removed) = (broker.store.clone(), name.clone());
+    match blocking(move || store.remove(Kind::Resource, &removed)).await?.map_err(ApiError::internal)? {
+        true => Ok(StatusCode::OK),
+        false => Err(ApiError::not_found(format!("there is no resource {name}"))),
+    }
+}
+
+/// `GET resource`, by the administrator: all paths.
+pub(crate) async fn list(
+    State(broker): State<Arc<Broker>>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<String>>, ApiError> {
+    require_admin(&broker, &headers)?;
+    let store = broker.store.clone();
+    let entries = blocking(move || store.list(Kind::Resource)).await?.map_err(ApiError::internal)?;
+    Ok(Json(entries.into_iter().map(|(name, _)| name).collect()))
+}
+
+/// Who asks: an attested session, or the bearer of a token of ours.
+fn guest(broker: &Broker, headers: &HeaderMap) -> Result<Attested, ApiError> {
+    if let Some(token) = bearer(headers) {
+        let ear =
+            broker.signer.verify(token).map_err(|_| ApiError::not_authenticated("the token is not valid"))?;
+        let key = TokenSigner::bound_key(&ear);
+        let key = key.ok_or_else(|| ApiError::not_authenticated("the token is bound to no key"))?;
+        return Ok(Attested { ear, key });
+    }
+    let session = session_cookie(headers).and_then(|session| broker.sessions.find(&session));
+    session.ok_or_else(|| ApiError::not_authenticated("not attested, or not any more"))
+}
+
+async fn find(broker: &Arc<Broker>, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let (store, name) = (broker.store.clone(), path.to_string());
+    let found = blocking(move || store.get(Kind::Resource, &name)).await?.map_err(ApiError::internal)?;
+    found.map(Zeroizing::new).ok_or_else(|| ApiError::not_found(format!("there is no resource {path}")))
+}
+
+fn path((repository, kind, tag): &Parts) -> Result<ResourcePath, ApiError> {
+    format!("{repository}/{kind}/{tag}").parse().map_err(ApiError::malformed)
+}
