@@ -44,7 +44,7 @@ pub enum Error {
         /// One of them.
         module: String,
     },
-    /// The agent could compare only whole modules, and unpacks none.
+    /// A module is compressed, which neither this crate nor the agent undoes.
     #[error("{} is compressed: expected plain .ko files; unpack the modules first (unxz, zstd -d)", path.display())]
     ModuleCompressed {
         /// The module's file.
