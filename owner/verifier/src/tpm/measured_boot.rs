@@ -82,19 +82,21 @@ pub(super) fn explain(log: &[u8], registers: &[Vec<u8>]) -> Result<MeasuredBoot,
     })
 }
 
-/// The digest over the digests of the firmware's volumes, in the order in which they were measured.
+/// The volume of the firmware's drivers (DXE), the second of two that are measured.
+///
+/// The first, which the firmware runs from and writes its findings about the machine into before it measures it,
+/// differs with the number of processors and cannot be computed from the firmware's file.
 fn firmware(log: &EventLog) -> Result<String, Refusal> {
-    let digests: Vec<&[u8]> = log
+    let volumes: Vec<&Event> = log
         .of_register(FIRMWARE_PCR)
         .filter(|event| {
             matches!(event.kind, kind::EFI_PLATFORM_FIRMWARE_BLOB | kind::EFI_PLATFORM_FIRMWARE_BLOB2)
         })
-        .map(digest)
-        .collect::<Result<_, _>>()?;
-    if digests.is_empty() {
-        return Err(Refusal::new("firmware", "measured firmware volumes in PCR 0", "none"));
+        .collect();
+    match volumes.as_slice() {
+        [_, drivers] => digest(drivers).map(hexadecimal),
+        other => Err(Refusal::new("firmware", "two measured firmware volumes in PCR 0", other.len())),
     }
-    Ok(hexadecimal(&HashAlgorithm::Sha256.digest_parts(&digests)))
 }
 
 /// The one application that the firmware started; anything else in its register is refused.
