@@ -118,13 +118,15 @@ impl Puller {
         let diff_ids = diff_ids(&config, &manifest)?;
         let budget = Arc::new(Budget::new(self.options.limits.unpacked_bytes, self.options.limits.files));
         let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
-        let layers = stream::iter(manifest.layers.iter().zip(diff_ids))
+        let layers: Vec<_> = manifest
+            .layers
+            .iter()
+            .zip(diff_ids)
             .map(|(descriptor, diff_id)| {
                 layer::ready(&self.options, reference, descriptor, diff_id, budget.clone())
             })
-            .buffered(PARALLEL_LAYERS)
-            .try_collect()
-            .await?;
+            .collect();
+        let layers = stream::iter(layers).buffered(PARALLEL_LAYERS).try_collect().await?;
         Ok(PulledImage { reference: reference.clone(), digest, config, layers, bytes })
     }
 

@@ -1,0 +1,174 @@
+//! What the host may ask: each request is decided by the policy, then carried out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use sealpod_agent_protocol::{
+    ByteStream, CreateContainer, Failure, FailureKind, Handler, Info, ProcessRef, Reply, Request, StartPod,
+};
+use tokio::sync::OnceCell;
+
+use crate::boot::{self, Parameters};
+use crate::container::{Process, Stream};
+use crate::failure::{Hint, failure};
+use crate::pod::Pod;
+use crate::reaper::Reaper;
+
+/// How long the answer to `StopPod` may take to reach the host before the power goes.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// The agent, before and after its pod was started.
+pub(crate) struct Agent {
+    parameters: Parameters,
+    reaper: Reaper,
+    ready_after_ms: u64,
+    start_was_tried: AtomicBool,
+    pod: OnceCell<Arc<Pod>>,
+}
+
+impl Agent {
+    pub(crate) fn new(parameters: Parameters) -> anyhow::Result<Self> {
+        let now = clock_gettime(ClockId::Boottime);
+        let ready_after_ms = u64::try_from(now.tv_sec * 1000 + now.tv_nsec / 1_000_000).unwrap_or_default();
+        Ok(Self {
+            parameters,
+            reaper: Reaper::start()?,
+            ready_after_ms,
+            start_was_tried: AtomicBool::new(false),
+            pod: OnceCell::new(),
+        })
+    }
+
+    fn info(&self) -> Reply {
+        Reply::Info(Info {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ready_after_ms: self.ready_after_ms,
+            resident_bytes: resident_bytes(),
+            tee: self.parameters.tee.to_string(),
+        })
+    }
+
+    /// A pod is started once. After a failed start the measurements are spent, so there is no second try.
+    async fn start_pod(&self, request: StartPod) -> Result<Reply, Failure> {
+        if self.start_was_tried.swap(true, Ordering::SeqCst) {
+            return Err(failure(FailureKind::Conflict, "the pod was started before").hint("boot a new guest"));
+        }
+        let pod = Pod::start(request, &self.parameters, self.reaper.clone()).await?;
+        self.pod.set(pod).map_err(|_| failure(FailureKind::Internal, "two pods were started"))?;
+        Ok(Reply::Done)
+    }
+
+    fn pod(&self) -> Result<&Arc<Pod>, Failure> {
+        self.pod.get().ok_or_else(|| {
+            failure(FailureKind::Conflict, "the pod is not started")
+                .hint("send StartPod before anything else")
+        })
+    }
+
+    async fn carry_out(&self, pod: &Pod, request: Request) -> Result<Reply, Failure> {
+        match request {
+            Request::Attest => pod.attestation.attest().await.map(done),
+            Request::PullImage(pull) => pod.images.pull(&pull.image).await.map(Reply::Image),
+            Request::CreateContainer(create) => create_container(pod, *create).await.map(done),
+            Request::StartContainer(name) => pod.containers.start(&name.container).await.map(done),
+            Request::ExecProcess(exec) => pod.containers.exec(*exec).await.map(done),
+            Request::SignalProcess(signal) => {
+                pod.containers.signal(&signal.process, signal.signal, signal.all).map(done)
+            }
+            Request::ResizeTerminal(size) => {
+                pod.containers.process(&size.process)?.resize(size.rows, size.columns).map(done)
+            }
+            Request::WaitProcess(process) => {
+                let process = pod.containers.process(&process)?;
+                process.wait().await.map(Reply::Exit)
+            }
+            Request::ListContainers => Ok(Reply::Containers(pod.containers.list())),
+            Request::RemoveContainer(name) => pod.containers.remove(&name.container).await.map(done),
+            other => Err(failure(FailureKind::Invalid, format!("{} is not a call", other.name()))),
+        }
+    }
+
+    fn stream_of(&self, request: &Request) -> Result<(Arc<Process>, Stream), Failure> {
+        let (reference, stream) = stream_request(request)?;
+        Ok((self.pod()?.containers.process(reference)?, stream))
+    }
+}
+
+impl Handler for Agent {
+    async fn call(&self, request: Request) -> Result<Reply, Failure> {
+        match request {
+            Request::Info => Ok(self.info()),
+            Request::StartPod(start) => self.start_pod(start).await.inspect_err(complain("StartPod")),
+            Request::StopPod => {
+                if let Some(pod) = self.pod.get() {
+                    pod.policy.decide(&Request::StopPod, None)?;
+                }
+                tokio::spawn(async {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    boot::power_off();
+                });
+                Ok(Reply::Done)
+            }
+            request => {
+                let pod = self.pod()?;
+                let digest = match &request {
+                    Request::CreateContainer(create) => Some(pod.images.digest(&create.image)?),
+                    _ => None,
+                };
+                pod.policy.decide(&request, digest.as_deref())?;
+                let name = request.name();
+                self.carry_out(pod, request).await.inspect_err(complain(name))
+            }
+        }
+    }
+
+    async fn open(&self, request: &Request) -> Result<(), Failure> {
+        let (process, stream) = self.stream_of(request)?;
+        let (reference, _) = stream_request(request)?;
+        // Who was allowed to start an exec may use its streams.
+        if reference.exec.is_none() {
+            self.pod()?.policy.decide(request, None)?;
+        }
+        process.has(stream)
+    }
+
+    async fn stream(&self, request: Request, host: ByteStream) {
+        // Between `open` and here, the process may have been removed; then the stream just ends.
+        if let Ok((process, stream)) = self.stream_of(&request) {
+            process.carry(stream, host).await;
+        }
+    }
+}
+
+async fn create_container(pod: &Pod, create: CreateContainer) -> Result<(), Failure> {
+    let image = pod.images.for_container(&create.image)?;
+    pod.containers.create(create, image).await
+}
+
+fn stream_request(request: &Request) -> Result<(&ProcessRef, Stream), Failure> {
+    match request {
+        Request::WriteStdin(process) => Ok((process, Stream::Stdin)),
+        Request::ReadStdout(process) => Ok((process, Stream::Stdout)),
+        Request::ReadStderr(process) => Ok((process, Stream::Stderr)),
+        other => Err(failure(FailureKind::Invalid, format!("{} opens no stream", other.name()))),
+    }
+}
+
+/// The console has each failure too: its reader may be somebody else than who asked. A denial's id is part of
+/// the message.
+fn complain(name: &'static str) -> impl Fn(&Failure) {
+    move |failure| tracing::warn!("{name} failed: {}", failure.message)
+}
+
+fn done(_: ()) -> Reply {
+    Reply::Done
+}
+
+/// `VmRSS` of this process.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_default() * 1024
+}

@@ -1,0 +1,135 @@
+//! The guest's proof of what it is, and the key broker that asks for it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sealpod_agent_protocol::{Failure, FailureKind};
+use sealpod_attester::{Attester, Error, KbsClient, KbsConfig, SampleAttester, Token, TpmAttester};
+use sealpod_evidence::{Tee, init_data};
+use sealpod_kbs_protocol::{ResourcePath, Secret};
+use serde_json::Value;
+
+use crate::config::KeyBroker;
+use crate::failure::{Hint, chain, failure, internal};
+
+const TPM: &str = "/dev/tpm0";
+const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
+
+/// The TEE, opened, with the init data's digest extended into it.
+#[derive(Clone)]
+pub(crate) struct Evidence(Arc<Mutex<Box<dyn Attester>>>);
+
+/// What the pod can prove, and whom it proves it to.
+pub(crate) struct Attestation {
+    evidence: Evidence,
+    broker: Option<KbsClient>,
+}
+
+impl Evidence {
+    /// Opens the TEE, and extends the digest of the init data into it before anybody looks at that.
+    pub(crate) async fn open(tee: Tee, init_data: Option<&str>) -> Result<Self, Failure> {
+        let digest = init_data.map(init_data::digest).transpose();
+        let digest = digest.map_err(|error| failure(FailureKind::Invalid, format!("init data: {error}")))?;
+        let open = move || -> Result<Box<dyn Attester>, Error> {
+            let mut attester: Box<dyn Attester> = match tee {
+                Tee::Sample => Box::new(SampleAttester),
+                _ => Box::new(TpmAttester::open(Path::new(TPM), Path::new(EVENT_LOG))?),
+            };
+            if let Some(digest) = digest {
+                attester.extend_init_data(&digest)?;
+            }
+            Ok(attester)
+        };
+        match tokio::task::spawn_blocking(open).await {
+            Ok(Ok(attester)) => Ok(Self(Arc::new(Mutex::new(attester)))),
+            Ok(Err(error)) => Err(internal("open the TPM", &error)
+                .hint("the VM needs a TPM; sealpod.tee=sample on the command line is for tests without one")),
+            Err(error) => Err(internal("open the TPM", &error)),
+        }
+    }
+}
+
+/// The client of the key broker and the workload's API share one TEE.
+impl Attester for Evidence {
+    fn tee(&self) -> Tee {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).tee()
+    }
+
+    fn request_params(&mut self) -> Result<Value, Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).request_params()
+    }
+
+    fn evidence(&mut self, report_data: &[u8], challenge: &Value) -> Result<Value, Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).evidence(report_data, challenge)
+    }
+
+    fn extend_init_data(&mut self, digest: &[u8]) -> Result<(), Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_init_data(digest)
+    }
+}
+
+impl Attestation {
+    pub(crate) fn new(
+        evidence: Evidence,
+        broker: Option<KeyBroker>,
+        init_data: Option<String>,
+    ) -> Result<Self, Failure> {
+        let client = broker.map(|broker| {
+            let config = KbsConfig { url: broker.url, certificate: broker.cert };
+            KbsClient::new(config, Box::new(evidence.clone()), init_data)
+        });
+        let broker = client.transpose().map_err(|error| broker_failure("key broker", &error))?;
+        Ok(Self { evidence, broker })
+    }
+
+    /// Attests to the key broker.
+    pub(crate) async fn attest(&self) -> Result<(), Failure> {
+        self.broker()?.attest().await.map_err(|error| broker_failure("attestation", &error))
+    }
+
+    /// Fetches a secret.
+    pub(crate) async fn resource(&self, path: &ResourcePath) -> Result<Secret, Failure> {
+        let resource = self.broker()?.resource(path).await;
+        resource.map_err(|error| broker_failure(&format!("resource {path}"), &error))
+    }
+
+    /// The attestation token, with the key that it names.
+    pub(crate) async fn token(&self) -> Result<Token, Failure> {
+        self.broker()?.token().await.map_err(|error| broker_failure("attestation token", &error))
+    }
+
+    /// Evidence over data of a workload's own.
+    pub(crate) async fn evidence(&self, runtime_data: Vec<u8>) -> Result<Value, Failure> {
+        let mut evidence = self.evidence.clone();
+        let collect = move || Attester::evidence(&mut evidence, &runtime_data, &Value::Null);
+        match tokio::task::spawn_blocking(collect).await {
+            Ok(evidence) => evidence.map_err(|error| internal("collect evidence", &error)),
+            Err(error) => Err(internal("collect evidence", &error)),
+        }
+    }
+
+    fn broker(&self) -> Result<&KbsClient, Failure> {
+        self.broker.as_ref().ok_or_else(|| {
+            failure(FailureKind::Conflict, "the pod has no key broker")
+                .hint("name one in aa.toml of the init data, or with sealpod.kbs on the command line")
+        })
+    }
+}
+
+/// What the key broker's answer means to the host: never which claim failed, but the owner's id for it.
+fn broker_failure(what: &str, error: &Error) -> Failure {
+    let message = format!("{what}: {}", chain(error));
+    match error {
+        Error::Unreachable { .. } => failure(FailureKind::Unreachable, message)
+            .hint("check that the key broker runs, and its address and certificate in the init data"),
+        Error::Denied { denial, .. } => {
+            let mut failure = failure(FailureKind::DeniedByKeyBroker, message)
+                .hint("the key broker's owner finds the reason in its audit log, under the denial's id");
+            failure.denial = denial.clone();
+            failure
+        }
+        Error::NotFound { .. } => failure(FailureKind::NotFound, message)
+            .hint("the key broker's owner adds it with `sealpod kbs resource set`"),
+        _ => failure(FailureKind::Internal, message),
+    }
+}

@@ -1,0 +1,190 @@
+//! The helper: this program executed again, single-threaded, for one operation on a container.
+//!
+//! The OCI runtime library clones the process it runs in and changes its working directory, so it must not run
+//! inside PID 1. A helper reads one [`Operation`] from its channel, answers one [`Report`], and waits to be let
+//! go: until then the new process is its child, so PID 1 can register for the process's end before that
+//! can happen. A helper's standard streams are those of the container's process.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
+use serde::{Deserialize, Serialize};
+
+use super::rootfs::{Folders, RUNTIME, create_folder};
+use super::spec::{self, ImageProcess, UserJson};
+use super::user::{self, User};
+use super::workload::{NOT_RUNNABLE, Workload};
+use crate::failure::chain;
+
+/// The argument that makes this program a helper; the channel's descriptor follows.
+pub(crate) const SUBCOMMAND: &str = "container-helper";
+
+/// What a helper does.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Operation {
+    /// Prepares a container up to the point where its process waits to be started.
+    Create(Box<Create>),
+    /// Lets a container's process go on.
+    Start { id: String },
+    /// Runs one more process in a container.
+    Exec { request: Box<ExecProcess>, console: Option<PathBuf> },
+}
+
+/// All that is needed to create a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Create {
+    pub(super) request: CreateContainer,
+    pub(super) image: ImageProcess,
+    /// The image's unpacked layers, lowest first.
+    pub(super) layers: Vec<PathBuf>,
+    pub(super) hostname: String,
+}
+
+/// What became of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The operation was carried out; the process's id as PID 1 sees it, where there is a new one.
+    Done {
+        pid: Option<i32>,
+    },
+    Failed {
+        kind: FailureKind,
+        message: String,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{doing}")]
+    Io { doing: &'static str, source: io::Error },
+    #[error(transparent)]
+    Specification(#[from] spec::Error),
+    #[error(transparent)]
+    User(#[from] user::Error),
+    #[error(transparent)]
+    Runtime(#[from] LibcontainerError),
+    #[error("cannot read or write JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Runs a helper.
+pub(crate) fn run() -> ExitCode {
+    let descriptor = std::env::args().nth(2).and_then(|number| number.parse().ok());
+    match descriptor.map(serve) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn serve(descriptor: i32) -> io::Result<()> {
+    // SAFETY: PID 1 passes a connected socket under this number for this process alone (`Reaper::spawn`), and
+    // nothing else in this process, which has only just begun, uses or closes it.
+    let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    // Not for what this process will start.
+    rustix::io::fcntl_setfd(&channel, rustix::io::FdFlags::CLOEXEC)?;
+    let mut lines = BufReader::new(channel.try_clone()?);
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    let operation = serde_json::from_str(&line)?;
+    let report = match carry_out(operation) {
+        Ok(pid) => Report::Done { pid },
+        Err(error) => error.report(),
+    };
+    let mut answer = serde_json::to_vec(&report)?;
+    answer.push(b'\n');
+    (&channel).write_all(&answer)?;
+    line.clear();
+    lines.read_line(&mut line).map(drop)
+}
+
+fn carry_out(operation: Operation) -> Result<Option<i32>, Error> {
+    match operation {
+        Operation::Create(create) => self::create(&create).map(Some),
+        Operation::Start { id } => {
+            Container::load(Path::new(RUNTIME).join(id))?.start()?;
+            Ok(None)
+        }
+        Operation::Exec { request, console } => exec(&request, console).map(Some),
+    }
+}
+
+fn create(create: &Create) -> Result<i32, Error> {
+    let request = &create.request;
+    let folders = Folders::of(&request.id);
+    folders.mount_root(&create.layers).map_err(io_while("mount the root file system"))?;
+    let process = spec::Process::main(&create.image, request, &create.hostname)?;
+    let user = User::look_up(&folders.root, &process.user)?;
+    create_folder(&folders.root, Path::new(&process.working_directory))
+        .map_err(io_while("create the working directory"))?;
+    let specification = spec::container(request, &process, &user, &folders);
+    fs::write(folders.bundle.join("config.json"), serde_json::to_vec(&specification)?)
+        .map_err(io_while("write the runtime's specification"))?;
+    fs::create_dir_all(RUNTIME).map_err(io_while("create the runtime's folder"))?;
+    let container = builder(&request.id)?
+        .with_console_socket(request.terminal.then_some(&folders.console))
+        .as_init(&folders.bundle)
+        .with_systemd(false)
+        .build()?;
+    let pid =
+        container.pid().ok_or_else(|| LibcontainerError::Other("a container without a process".into()))?;
+    Ok(pid.as_raw())
+}
+
+fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
+    let folders = Folders::of(&request.container);
+    let specification = fs::read(folders.bundle.join("config.json"))
+        .map_err(io_while("read the container's specification"))?;
+    let specification = serde_json::from_slice(&specification)?;
+    let process = spec::Process::exec(&specification, request)?;
+    let user = match &request.user {
+        Some(user) => UserJson::from(&User::look_up(&folders.root, user)?),
+        None => UserJson::of_container(&specification),
+    };
+    // Its own name for each: execs of one container may start at the same time.
+    let file = folders.bundle.join(format!("process-{}.json", std::process::id()));
+    fs::write(&file, serde_json::to_vec(&process.to_json(&user))?)
+        .map_err(io_while("write the process's specification"))?;
+    let pid = builder(&request.container)?
+        .with_console_socket(console)
+        .as_tenant()
+        .with_detach(true)
+        .with_process(Some(&file))
+        .build();
+    fs::remove_file(&file).map_err(io_while("remove the process's specification"))?;
+    Ok(pid?.as_raw())
+}
+
+fn builder(id: &str) -> Result<ContainerBuilder, LibcontainerError> {
+    let workload = Workload::new().map_err(|error| LibcontainerError::Other(error.to_string()))?;
+    Ok(ContainerBuilder::new(id.into(), SyscallType::default())
+        .with_root_path(RUNTIME)?
+        .validate_id()?
+        .with_executor(workload))
+}
+
+fn io_while(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { doing, source }
+}
+
+impl Error {
+    fn report(&self) -> Report {
+        let message = chain(self);
+        let kind = match self {
+            Self::Specification(_) | Self::User(_) => FailureKind::Invalid,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Exhausted,
+            // The runtime passes our workload's complaint on as text only.
+            Self::Runtime(_) if message.contains(NOT_RUNNABLE) => FailureKind::Invalid,
+            _ => FailureKind::Internal,
+        };
+        Report::Failed { kind, message }
+    }
+}

@@ -1,0 +1,336 @@
+//! Containers: created from verified images, with limits and without privileges, through the OCI runtime.
+
+pub(crate) mod helper;
+mod launch;
+mod process;
+mod rootfs;
+mod seccomp;
+mod spec;
+mod user;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub(crate) use process::{Process, Stream};
+use rootfs::Folders;
+use rustix::process::{Pid, Signal, kill_process};
+use sealpod_agent_protocol::{
+    ContainerState, CreateContainer, ExecProcess, Failure, FailureKind, Phase, ProcessRef,
+};
+pub(crate) use spec::ImageProcess;
+
+use crate::failure::{Hint, failure, internal};
+use crate::reaper::Reaper;
+
+/// The pod's shared memory, which containers see as `/dev/shm`.
+pub(crate) const SHARED_MEMORY: &str = "/run/sealpod/shm";
+
+/// An image as far as containers need it.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerImage {
+    pub(crate) process: ImageProcess,
+    /// Unpacked layers, lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+}
+
+/// What all containers of the pod share.
+pub(crate) struct PodFiles {
+    pub(crate) hostname: String,
+    /// File names in `/etc` and their contents.
+    pub(crate) etc: Vec<(&'static str, String)>,
+}
+
+/// The pod's containers.
+pub(crate) struct Containers {
+    reaper: Reaper,
+    files: PodFiles,
+    /// `None` while one is being created.
+    all: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
+}
+
+/// One container.
+pub(crate) struct Container {
+    id: String,
+    image: String,
+    folders: Folders,
+    process: Arc<Process>,
+    phase: Mutex<Phase>,
+    execs: Mutex<BTreeMap<String, Option<Arc<Process>>>>,
+}
+
+impl Containers {
+    pub(crate) fn new(reaper: Reaper, files: PodFiles) -> Self {
+        Self { reaper, files, all: Mutex::default() }
+    }
+
+    /// Prepares a container; its process waits to be started.
+    pub(crate) async fn create(
+        &self,
+        request: CreateContainer,
+        image: ContainerImage,
+    ) -> Result<(), Failure> {
+        check_id("container", &request.id)?;
+        let id = request.id.clone();
+        self.reserve(&id)?;
+        let folders = Folders::of(&id);
+        let created = self.launch(request, image, &folders).await;
+        if created.is_err() {
+            // Best effort: the failure that led here is the one to report.
+            let _ = kill_all(&folders);
+            let _ = folders.remove(&id);
+        }
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        match created {
+            Ok(container) => all.insert(id, Some(Arc::new(container))),
+            Err(failure) => {
+                all.remove(&id);
+                return Err(failure);
+            }
+        };
+        Ok(())
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), Failure> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.contains_key(id) {
+            return Err(failure(FailureKind::Conflict, format!("container {id:?} exists already")));
+        }
+        all.insert(id.into(), None);
+        Ok(())
+    }
+
+    async fn launch(
+        &self,
+        request: CreateContainer,
+        image: ContainerImage,
+        folders: &Folders,
+    ) -> Result<Container, Failure> {
+        self.write_etc(folders).map_err(|error| internal("prepare the container's files", &error))?;
+        let (id, reference) = (request.id.clone(), request.image.clone());
+        let io = launch::Io::new(request.terminal.then(|| folders.console.clone()), request.stdin)?;
+        let operation = helper::Operation::Create(Box::new(helper::Create {
+            request,
+            image: image.process,
+            layers: image.layers,
+            hostname: self.files.hostname.clone(),
+        }));
+        let process = launch::process(&self.reaper, &operation, io, folders).await?;
+        Ok(Container {
+            id,
+            image: reference,
+            folders: folders.clone(),
+            process: Arc::new(process),
+            phase: Mutex::new(Phase::Created),
+            execs: Mutex::default(),
+        })
+    }
+
+    fn write_etc(&self, folders: &Folders) -> io::Result<()> {
+        fs::create_dir_all(&folders.etc)?;
+        for (name, text) in &self.files.etc {
+            fs::write(folders.etc.join(name), text)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn start(&self, id: &str) -> Result<(), Failure> {
+        let container = self.get(id)?;
+        container.begin()?;
+        let operation = helper::Operation::Start { id: id.into() };
+        launch::alone(&self.reaper, &operation).await
+    }
+
+    /// Runs one more process in a container.
+    pub(crate) async fn exec(&self, request: ExecProcess) -> Result<(), Failure> {
+        check_id("exec", &request.exec)?;
+        let container = self.get(&request.container)?;
+        let id = request.exec.clone();
+        container.reserve_exec(&id)?;
+        let console = container.folders.bundle.join(format!("exec-{id}.sock"));
+        let launched = async {
+            let io = launch::Io::new(request.terminal.then_some(console), request.stdin)?;
+            let console = io.console();
+            let operation = helper::Operation::Exec { request: Box::new(request), console };
+            launch::process(&self.reaper, &operation, io, &container.folders).await
+        }
+        .await;
+        let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        match launched {
+            Ok(process) => execs.insert(id, Some(Arc::new(process))),
+            Err(failure) => {
+                execs.remove(&id);
+                return Err(failure);
+            }
+        };
+        Ok(())
+    }
+
+    pub(crate) fn list(&self) -> Vec<ContainerState> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().flatten().map(|container| container.state()).collect()
+    }
+
+    /// The process that a reference names.
+    pub(crate) fn process(&self, reference: &ProcessRef) -> Result<Arc<Process>, Failure> {
+        let container = self.get(&reference.container)?;
+        let Some(exec) = &reference.exec else { return Ok(container.process.clone()) };
+        let execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.get(exec).cloned().flatten().ok_or_else(|| {
+            let message = format!("container {:?} has no exec {exec:?}", reference.container);
+            failure(FailureKind::NotFound, message)
+        })
+    }
+
+    /// Sends a signal to a process, or to all processes of its container.
+    pub(crate) fn signal(&self, reference: &ProcessRef, signal: u8, all: bool) -> Result<(), Failure> {
+        let signal = parse_signal(signal)?;
+        let process = self.process(reference)?;
+        if !all {
+            return process.signal(signal);
+        }
+        let container = self.get(&reference.container)?;
+        container.signal_all(signal).map_err(|error| internal("send the signal", &error))
+    }
+
+    /// Ends what is left of a container and forgets it.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), Failure> {
+        let container = self.get(id)?;
+        container.end().await?;
+        let folders = container.folders.clone();
+        let name = id.to_owned();
+        let removed = tokio::task::spawn_blocking(move || folders.remove(&name)).await;
+        removed
+            .map_err(io::Error::other)
+            .and_then(|removed| removed)
+            .map_err(|error| internal("remove the container's files", &error))?;
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
+    }
+
+    fn get(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(id)
+            .cloned()
+            .flatten()
+            .ok_or_else(|| failure(FailureKind::NotFound, format!("there is no container {id:?}")))
+    }
+}
+
+impl Container {
+    fn state(&self) -> ContainerState {
+        let phase = match self.process.exit_status() {
+            Some(_) => Phase::Stopped,
+            None => *self.phase.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        ContainerState { id: self.id.clone(), image: self.image.clone(), phase }
+    }
+
+    /// From created to running, once.
+    fn begin(&self) -> Result<(), Failure> {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        if *phase != Phase::Created || self.process.exit_status().is_some() {
+            return Err(failure(
+                FailureKind::Conflict,
+                format!("container {:?} was started before", self.id),
+            ));
+        }
+        *phase = Phase::Running;
+        Ok(())
+    }
+
+    fn reserve_exec(&self, id: &str) -> Result<(), Failure> {
+        if self.state().phase != Phase::Running {
+            let message = format!("container {:?} is not running", self.id);
+            return Err(failure(FailureKind::Conflict, message));
+        }
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        if execs.contains_key(id) {
+            return Err(failure(FailureKind::Conflict, format!("exec {id:?} exists already")));
+        }
+        execs.insert(id.into(), None);
+        Ok(())
+    }
+
+    fn signal_all(&self, signal: Signal) -> io::Result<()> {
+        if signal == Signal::KILL {
+            return kill_all(&self.folders);
+        }
+        let processes = fs::read_to_string(self.folders.cgroup.join("cgroup.procs"))?;
+        for pid in processes.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+            // One that has just ended needs no signal.
+            let _ = kill_process(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Kills all its processes and waits until they have ended.
+    async fn end(&self) -> Result<(), Failure> {
+        kill_all(&self.folders).map_err(|error| internal("end the container's processes", &error))?;
+        self.process.wait().await?;
+        let execs: Vec<_> = {
+            let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+            execs.values().flatten().cloned().collect()
+        };
+        for exec in execs {
+            exec.wait().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Kills all processes of a container at once, so that none can fork away.
+fn kill_all(folders: &Folders) -> io::Result<()> {
+    match fs::write(folders.cgroup.join("cgroup.kill"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Ids become file names and cgroup names.
+fn check_id(what: &str, id: &str) -> Result<(), Failure> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    match starts_well && id.len() <= 128 && id.bytes().all(valid) {
+        true => Ok(()),
+        false => Err(failure(FailureKind::Invalid, format!("{what} id {id:?} is not allowed"))
+            .hint("ids are 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit")),
+    }
+}
+
+fn parse_signal(number: u8) -> Result<Signal, Failure> {
+    let number = i32::from(number);
+    match number {
+        // SAFETY: these are signal numbers. That this process's own libc reserves some of them is no matter:
+        // the signal is only ever sent to a process of a container.
+        32..=64 => Ok(unsafe { Signal::from_raw_unchecked(number) }),
+        _ => Signal::from_named_raw(number)
+            .ok_or_else(|| failure(FailureKind::Invalid, format!("there is no signal {number}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_cannot_lead_elsewhere() {
+        for id in ["a", "A1_b.c-d", &"a".repeat(128)] {
+            assert!(check_id("container", id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "../a", "a/b", "-a", "_a", "a b", "a\0", "\u{e4}", &"a".repeat(129)] {
+            assert!(check_id("container", id).is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn signals_are_those_of_linux() {
+        assert_eq!(parse_signal(15).unwrap(), Signal::TERM);
+        assert!(parse_signal(34).is_ok());
+        assert!(parse_signal(0).is_err());
+        assert!(parse_signal(65).is_err());
+    }
+}

@@ -1,0 +1,150 @@
+//! A container's file system: the image's layers under a layer of its own.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// Where a container's files are.
+#[derive(Clone, Debug)]
+pub(crate) struct Folders {
+    /// The bundle of the OCI runtime, and all that follows.
+    pub(super) bundle: PathBuf,
+    /// What the container sees as `/`.
+    pub(super) root: PathBuf,
+    /// The container's own copies of `/etc/hosts` and its like.
+    pub(super) etc: PathBuf,
+    /// The console socket of its process.
+    pub(super) console: PathBuf,
+    /// Its cgroup.
+    pub(super) cgroup: PathBuf,
+}
+
+/// The OCI runtime's own records of containers.
+pub(super) const RUNTIME: &str = "/run/sealpod/runtime";
+/// The parent of all containers' cgroups, as a cgroup path.
+pub(super) const CGROUP: &str = "/sealpod";
+const CONTAINERS: &str = "/run/sealpod/containers";
+
+impl Folders {
+    /// Those of the container `id`, which must have been checked.
+    pub(super) fn of(id: &str) -> Self {
+        let bundle = Path::new(CONTAINERS).join(id);
+        Self {
+            root: bundle.join("rootfs"),
+            etc: bundle.join("etc"),
+            console: bundle.join("console.sock"),
+            cgroup: Path::new("/sys/fs/cgroup").join(CGROUP.trim_start_matches('/')).join(id),
+            bundle,
+        }
+    }
+
+    /// Mounts the root file system of a container from the unpacked layers, lowest first.
+    ///
+    /// Changes the working directory: the kernel takes at most a page of options, so layers go by short
+    /// relative names.
+    pub(super) fn mount_root(&self, layers: &[PathBuf]) -> io::Result<()> {
+        for folder in ["layers", "upper", "work", "rootfs"] {
+            fs::create_dir_all(self.bundle.join(folder))?;
+        }
+        std::env::set_current_dir(&self.bundle)?;
+        if layers.is_empty() {
+            fs::create_dir("layers/0")?;
+        }
+        for (number, layer) in layers.iter().enumerate() {
+            symlink(layer, format!("layers/{number}"))?;
+        }
+        let options = overlay_options(layers.len().max(1));
+        let options = CString::new(options).map_err(io::Error::other)?;
+        // No devices from an image: nothing else keeps a container from the guest's TPM or console.
+        mount("overlay", "rootfs", "overlay", MountFlags::NODEV, options.as_c_str())?;
+        Ok(())
+    }
+
+    /// Removes all that is left of a container whose processes have ended.
+    pub(super) fn remove(&self, id: &str) -> io::Result<()> {
+        match unmount(&self.root, UnmountFlags::DETACH) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => (),
+            Err(error) => return Err(error.into()),
+        }
+        for folder in [self.bundle.clone(), Path::new(RUNTIME).join(id)] {
+            not_found_is_fine(fs::remove_dir_all(folder))?;
+        }
+        not_found_is_fine(fs::remove_dir(&self.cgroup))
+    }
+}
+
+fn not_found_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Overlay wants the uppermost layer first.
+fn overlay_options(layers: usize) -> String {
+    let names: Vec<_> = (0..layers).rev().map(|number| format!("layers/{number}")).collect();
+    format!("lowerdir={},upperdir=upper,workdir=work", names.join(":"))
+}
+
+/// Creates a folder of the container with its parents, never outside of its root.
+pub(super) fn create_folder(root: &Path, folder: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let mut path = PathBuf::from(".");
+    let mut parent = openat2(&root, &path, flags, Mode::empty(), inside)?;
+    for component in folder.components() {
+        let Component::Normal(name) = component else { continue };
+        path.push(name);
+        match openat2(&root, &path, flags, Mode::empty(), inside) {
+            Ok(found) => parent = found,
+            Err(Errno::NOENT) => {
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                parent = openat2(&root, &path, flags, Mode::empty(), inside)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uppermost_layer_comes_first() {
+        assert_eq!(overlay_options(3), "lowerdir=layers/2:layers/1:layers/0,upperdir=upper,workdir=work");
+    }
+
+    #[test]
+    fn many_layers_fit_into_a_page() {
+        assert!(overlay_options(127).len() < 4096);
+    }
+
+    #[test]
+    fn a_working_directory_is_created_inside_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        create_folder(root.path(), Path::new("/a/b/c")).unwrap();
+        create_folder(root.path(), Path::new("/a/b/c")).unwrap();
+        assert!(root.path().join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn a_working_directory_never_leaves_the_root() {
+        let outside = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        symlink(outside.path(), root.path().join("link")).unwrap();
+        // The link's target does not exist inside the root, so there is nothing to create below it.
+        assert!(create_folder(root.path(), Path::new("/link/evil")).is_err());
+        create_folder(root.path(), Path::new("/../../up")).unwrap();
+        assert!(root.path().join("up").is_dir());
+        assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
+    }
+}

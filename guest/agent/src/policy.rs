@@ -1,0 +1,298 @@
+//! The agent's policy: each request of the host is decided here before anything of it is carried out.
+//!
+//! The policy is Rego (`package agent_policy`) from the measured init data. The rule named like the
+//! request decides it (`CreateContainer`, or as others write it `CreateContainerRequest`); `input` is the
+//! request's own JSON.
+
+use std::num::NonZeroU32;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use regorus::utils::limits::ExecutionTimerConfig;
+use regorus::{Engine, Value};
+use sealpod_agent_protocol::{CreateContainer, Failure, FailureKind, Request};
+
+use crate::failure::{Hint, failure};
+
+/// The name under which errors mention the policy.
+const SOURCE: &str = "policy.rego";
+/// The package that a policy must be in.
+const PACKAGE: &str = "data.agent_policy";
+/// What the engine says of a rule that the policy does not have.
+const NO_SUCH_RULE: &str = "not a valid rule path";
+/// The longest that one decision may take: a policy that never ends decides nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Decides requests.
+pub(crate) struct Policy(Option<Mutex<Rego>>);
+
+struct Rego {
+    engine: Engine,
+}
+
+/// Why a policy was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It is not Rego that we understand.
+    #[error("the agent's policy cannot be parsed: {0}")]
+    Parse(String),
+    /// It would never be asked.
+    #[error("the agent's policy is in {actual}, expected {PACKAGE}")]
+    Package {
+        /// Its package.
+        actual: String,
+    },
+}
+
+/// What a policy says about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Allowed,
+    Denied,
+    /// No rule of that name.
+    Silent,
+}
+
+impl Policy {
+    /// The rules of `policy.rego`, or those that hold without one.
+    pub(crate) fn new(rego: Option<&str>) -> Result<Self, Error> {
+        let Some(rego) = rego else { return Ok(Self(None)) };
+        let mut engine = Engine::new();
+        let check_interval = NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN);
+        engine.set_execution_timer_config(ExecutionTimerConfig { limit: PATIENCE, check_interval });
+        let package = engine
+            .add_policy(SOURCE.into(), rego.into())
+            .map_err(|error| Error::Parse(last_line(&error.to_string())))?;
+        if package != PACKAGE {
+            return Err(Error::Package { actual: package });
+        }
+        Ok(Self(Some(Mutex::new(Rego { engine }))))
+    }
+
+    /// Decides a request. `image_digest` is that of the image that a `CreateContainer` names.
+    pub(crate) fn decide(&self, request: &Request, image_digest: Option<&str>) -> Result<(), Failure> {
+        let name = request.name();
+        let denied = |why: &str| {
+            tracing::warn!("denied {name}: {why}");
+            failure(FailureKind::DeniedByPolicy, format!("the agent's policy does not allow {name}: {why}"))
+                .hint(format!(
+                    "the pod's owner can allow it in policy.rego of the init data, by the rule {name}"
+                ))
+        };
+        let Some(rego) = &self.0 else {
+            return match allowed_without_policy(request) {
+                true => Ok(()),
+                false => Err(denied("the pod has no policy, and without one this is not allowed")),
+            };
+        };
+        let mut rego = rego.lock().unwrap_or_else(PoisonError::into_inner);
+        match rego.verdict(name, input(request, image_digest)) {
+            Ok(Verdict::Allowed) => Ok(()),
+            Ok(Verdict::Denied) => Err(denied(&format!("rule {name} is false"))),
+            Ok(Verdict::Silent) if needs_permission(request) => {
+                Err(denied(&format!("it has no rule {name}")))
+            }
+            Ok(Verdict::Silent) => Ok(()),
+            Err(error) => Err(denied(&format!("rule {name} cannot be evaluated: {error}"))),
+        }
+    }
+}
+
+impl Rego {
+    fn verdict(&mut self, name: &str, input: serde_json::Value) -> Result<Verdict, String> {
+        for rule in [name.to_owned(), format!("{name}Request")] {
+            self.engine.set_input(Value::from(input.clone()));
+            match self.engine.eval_rule(format!("{PACKAGE}.{rule}")) {
+                Ok(Value::Bool(true)) => return Ok(Verdict::Allowed),
+                // Whatever is not plainly true, undefined included, permits nothing.
+                Ok(_) => return Ok(Verdict::Denied),
+                Err(error) if error.to_string() == NO_SUCH_RULE => (),
+                Err(error) => return Err(last_line(&error.to_string())),
+            }
+        }
+        Ok(Verdict::Silent)
+    }
+}
+
+/// Whether a policy must speak for this request; the others it may forbid.
+fn needs_permission(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::CreateContainer(_)
+            | Request::ExecProcess(_)
+            | Request::ReadStdout(_)
+            | Request::ReadStderr(_)
+            | Request::WriteStdin(_)
+    )
+}
+
+/// Without a policy, a container runs as its (signed) image says, and nobody looks into it.
+fn allowed_without_policy(request: &Request) -> bool {
+    match request {
+        Request::CreateContainer(create) => !overrides_image(create),
+        other => !needs_permission(other),
+    }
+}
+
+fn overrides_image(create: &CreateContainer) -> bool {
+    let CreateContainer { command, arguments, environment, user, working_directory, .. } = create;
+    let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    given(command)
+        || given(arguments)
+        || !environment.is_empty()
+        || user.is_some()
+        || working_directory.is_some()
+}
+
+/// The policy's `input`: the request as it came over the wire, and what the guest itself knows.
+fn input(request: &Request, image_digest: Option<&str>) -> serde_json::Value {
+    let mut json = serde_json::to_value(request).unwrap_or_default();
+    let mut input = json.get_mut("input").map(serde_json::Value::take).unwrap_or_default();
+    if let (Some(fields), Some(digest)) = (input.as_object_mut(), image_digest) {
+        fields.insert("image_digest".into(), digest.into());
+    }
+    input
+}
+
+/// Rego errors quote the source over several lines; the console takes one.
+fn last_line(error: &str) -> String {
+    error.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use sealpod_agent_protocol::{ContainerRef, ExecProcess, ProcessRef, PullImage, StartPod};
+
+    use super::*;
+
+    fn create() -> CreateContainer {
+        CreateContainer { id: "a".into(), image: "registry/app:1".into(), ..CreateContainer::default() }
+    }
+
+    fn exec() -> Request {
+        let command = vec!["id".to_owned()];
+        Request::ExecProcess(Box::new(ExecProcess { container: "a".into(), command, ..Default::default() }))
+    }
+
+    fn process() -> ProcessRef {
+        ProcessRef { container: "a".into(), exec: None }
+    }
+
+    fn allows(policy: Option<&str>, request: Request) -> bool {
+        Policy::new(policy).unwrap().decide(&request, Some("sha256:1234")).is_ok()
+    }
+
+    fn rego(rules: &str) -> String {
+        format!("package agent_policy\n{rules}\n")
+    }
+
+    #[test]
+    fn without_a_policy_an_image_runs_only_as_it_is() {
+        assert!(allows(None, Request::CreateContainer(Box::new(create()))));
+        let overrides: [fn(&mut CreateContainer); 5] = [
+            |c| c.command = Some(vec!["sh".into()]),
+            |c| c.arguments = Some(vec!["-c".into()]),
+            |c| c.environment.extend([("LD_PRELOAD".into(), "/evil.so".into())]),
+            |c| c.user = Some("0".into()),
+            |c| c.working_directory = Some("/".into()),
+        ];
+        for change in overrides {
+            let mut create = create();
+            change(&mut create);
+            assert!(!allows(None, Request::CreateContainer(Box::new(create.clone()))), "{create:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_policy_nobody_looks_into_a_container() {
+        for request in [
+            exec(),
+            Request::ReadStdout(process()),
+            Request::ReadStderr(process()),
+            Request::WriteStdin(process()),
+        ] {
+            assert!(!allows(None, request.clone()), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_pod_cannot_do_without_is_always_allowed() {
+        for policy in [None, Some(rego(""))] {
+            for request in [
+                Request::Info,
+                Request::StartPod(StartPod::default()),
+                Request::Attest,
+                Request::PullImage(PullImage { image: "i".into() }),
+                Request::StartContainer(ContainerRef { container: "a".into() }),
+                Request::WaitProcess(process()),
+                Request::ListContainers,
+                Request::RemoveContainer(ContainerRef { container: "a".into() }),
+                Request::StopPod,
+            ] {
+                assert!(allows(policy.as_deref(), request.clone()), "{request:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_policy_is_asked_for_what_needs_permission() {
+        let requests = [Request::CreateContainer(Box::new(create())), exec(), Request::ReadStdout(process())];
+        for request in requests {
+            let name = request.name();
+            assert!(!allows(Some(&rego("")), request.clone()), "no rule {name}");
+            assert!(!allows(Some(&rego(&format!("{name} := false"))), request.clone()), "false {name}");
+            assert!(!allows(Some(&rego(&format!("{name} := \"yes\""))), request.clone()), "text {name}");
+            assert!(
+                !allows(Some(&rego(&format!("{name} if input.nothing"))), request.clone()),
+                "undefined {name}"
+            );
+            assert!(allows(Some(&rego(&format!("{name} := true"))), request.clone()), "true {name}");
+            assert!(allows(Some(&rego(&format!("default {name}Request := true"))), request.clone()));
+        }
+    }
+
+    #[test]
+    fn a_policy_can_forbid_what_is_otherwise_allowed() {
+        let pull = Request::PullImage(PullImage { image: "registry/other:1".into() });
+        let policy = rego("PullImage if startswith(input.image, \"registry/app\")");
+        assert!(!allows(Some(&policy), pull));
+        let pull = Request::PullImage(PullImage { image: "registry/app:1".into() });
+        assert!(allows(Some(&policy), pull));
+    }
+
+    #[test]
+    fn the_input_is_the_request_and_the_images_digest() {
+        let policy = rego(
+            "CreateContainer if {\n input.image_digest == \"sha256:1234\"\n input.environment.A == \"1\"\n \
+             input.user == null\n}",
+        );
+        let mut create = create();
+        create.environment.insert("A".into(), "1".into());
+        assert!(allows(Some(&policy), Request::CreateContainer(Box::new(create.clone()))));
+        create.environment.insert("A".into(), "2".into());
+        assert!(!allows(Some(&policy), Request::CreateContainer(Box::new(create))));
+        let other = Policy::new(Some(&policy)).unwrap();
+        let create = Request::CreateContainer(Box::new(self::create()));
+        assert!(other.decide(&create, Some("sha256:9999")).is_err());
+    }
+
+    #[test]
+    fn the_name_of_the_request_wins_over_its_other_name() {
+        let policy = rego("ExecProcess := false\nExecProcessRequest := true");
+        assert!(!allows(Some(&policy), exec()));
+    }
+
+    #[test]
+    fn a_denial_names_the_rule_and_the_request() {
+        let failure = Policy::new(Some(&rego(""))).unwrap().decide(&exec(), None).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::DeniedByPolicy);
+        assert!(failure.message.contains("ExecProcess"), "{}", failure.message);
+        assert!(failure.hint.unwrap().contains("ExecProcess"));
+    }
+
+    #[test]
+    fn a_policy_that_cannot_decide_is_refused() {
+        assert!(matches!(Policy::new(Some("package agent_policy\nx :=")), Err(Error::Parse(_))));
+        assert!(matches!(Policy::new(Some("package policy\nx := 1")), Err(Error::Package { .. })));
+    }
+}

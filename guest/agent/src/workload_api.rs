@@ -1,0 +1,151 @@
+//! What containers may ask of their guest, on `127.0.0.1:8006`: secrets, tokens, evidence.
+//!
+//! The paths and answers are those that workloads of Confidential Containers know.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use sealpod_agent_protocol::{Failure, FailureKind};
+use sealpod_evidence::Tee;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::attestation::Attestation;
+use crate::failure::failure;
+
+const PORT: u16 = 8006;
+/// The longest runtime data: reports hold 64 bytes of it at most.
+const RUNTIME_DATA: usize = 64;
+
+#[derive(Clone)]
+struct Api {
+    attestation: Arc<Attestation>,
+    tee: Tee,
+}
+
+/// Starts to serve the pod's containers.
+pub(crate) async fn start(attestation: Arc<Attestation>, tee: Tee) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await?;
+    let router = router(Api { attestation, tee }).into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the workload's API ended: {error}");
+        }
+    });
+    Ok(())
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/info", get(info))
+        .route("/aa/token", get(token))
+        .route("/aa/evidence", get(evidence))
+        .route("/cdh/resource/{repository}/{kind}/{tag}", get(resource))
+        .layer(middleware::from_fn(loopback_only))
+        .with_state(api)
+}
+
+async fn loopback_only(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    match peer.ip().is_loopback() {
+        true => next.run(request).await,
+        false => (StatusCode::FORBIDDEN, "this API is for the pod's own containers\n").into_response(),
+    }
+}
+
+async fn info(State(api): State<Api>) -> Response {
+    Json(json!({"version": env!("CARGO_PKG_VERSION"), "tee": api.tee.to_string()})).into_response()
+}
+
+async fn resource(
+    State(api): State<Api>,
+    Path((repository, kind, tag)): Path<(String, String, String)>,
+) -> Result<Response, ApiError> {
+    let path = format!("{repository}/{kind}/{tag}")
+        .parse()
+        .map_err(|_| failure(FailureKind::Invalid, "the path is not repository/type/tag"))?;
+    let secret = api.attestation.resource(&path).await?;
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, secret.as_bytes().to_vec()).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenQuery {
+    token_type: String,
+}
+
+async fn token(State(api): State<Api>, Query(query): Query<TokenQuery>) -> Result<Response, ApiError> {
+    if query.token_type != "kbs" {
+        let message = format!("token_type is {:?}, expected \"kbs\"", query.token_type);
+        return Err(failure(FailureKind::Invalid, message).into());
+    }
+    let token = api.attestation.token().await?;
+    let key = String::from_utf8_lossy(token.tee_key_pem.as_bytes()).into_owned();
+    Ok(Json(json!({"token": token.token, "tee_keypair": key})).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvidenceQuery {
+    runtime_data: String,
+    #[serde(default)]
+    encoding: Encoding,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    #[default]
+    Raw,
+    Base64,
+}
+
+async fn evidence(State(api): State<Api>, Query(query): Query<EvidenceQuery>) -> Result<Response, ApiError> {
+    use base64::Engine as _;
+    let data = match query.encoding {
+        Encoding::Raw => query.runtime_data.into_bytes(),
+        Encoding::Base64 => base64::engine::general_purpose::STANDARD
+            .decode(&query.runtime_data)
+            .map_err(|_| failure(FailureKind::Invalid, "runtime_data is not base64"))?,
+    };
+    if data.len() > RUNTIME_DATA {
+        let message = format!("runtime_data has {} bytes, expected {RUNTIME_DATA} at most", data.len());
+        return Err(failure(FailureKind::Invalid, message).into());
+    }
+    let evidence = api.attestation.evidence(data).await?;
+    Ok(Json(evidence).into_response())
+}
+
+/// A failure as an HTTP answer.
+struct ApiError(Failure);
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let Self(failure) = self;
+        tracing::warn!("a container's request failed: {}", failure.message);
+        let status = match failure.kind {
+            FailureKind::Invalid => StatusCode::BAD_REQUEST,
+            FailureKind::DeniedByPolicy | FailureKind::DeniedByKeyBroker => StatusCode::FORBIDDEN,
+            FailureKind::NotFound => StatusCode::NOT_FOUND,
+            FailureKind::Unreachable => StatusCode::BAD_GATEWAY,
+            FailureKind::Conflict => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(json!({"error": failure.message, "hint": failure.hint, "denial": failure.denial})))
+            .into_response()
+    }
+}
