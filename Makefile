@@ -3,7 +3,7 @@
 GUEST_TARGET := x86_64-unknown-linux-gnu
 AGENT        := target/$(GUEST_TARGET)/guest/sealpod-agent
 SEALPOD      := target/release/sealpod
-GUEST        := target/guest
+GUEST        := target/guest-image
 
 export SEALPOD_GUEST := $(CURDIR)/$(GUEST)
 

@@ -10,10 +10,6 @@ pub(crate) enum Exit {
     Failed = 1,
     /// `run` and `exec`: the pod could not be started or reached, as with `podman run`.
     Pod = 125,
-    /// `run` and `exec`: the command cannot be invoked.
-    NotInvocable = 126,
-    /// `run` and `exec`: there is no such command in the container.
-    NoSuchCommand = 127,
     /// Interrupted by the user.
     Interrupted = 130,
 }

@@ -10,14 +10,16 @@ use crate::output;
 
 /// Make and measure a pod's init data: its key broker, image policy and agent policy
 #[derive(Debug, Args)]
-#[command(after_help = "The guest measures the init data before it reads it; the key broker releases secrets only to
+#[command(
+    after_help = "The guest measures the init data before it reads it; the key broker releases secrets only to
 guests whose init data it knows. Register the digest as the reference value `init_data`.
 
 Examples:
   sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
       --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml
   sealpod kbs reference-value set init_data $(sealpod init-data digest web.toml)
-  sealpod run --init-data web.toml registry.example/web:1")]
+  sealpod run --init-data web.toml registry.example/web:1"
+)]
 pub(crate) struct InitDataArgs {
     #[command(subcommand)]
     command: InitDataCommand,

@@ -1,1 +1,124 @@
-fn main() {}
+//! `sealpod`: the one tool that people type.
+
+mod demo;
+mod doctor;
+mod error;
+mod exec;
+mod guest;
+mod image;
+mod init_data;
+mod kbs;
+mod output;
+mod pod;
+mod ps;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use error::Result;
+
+/// Confidential containers: encrypted, signed images in measured VMs on somebody else's machine
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Start here:
+  sealpod doctor      is this machine ready?
+  sealpod demo        the whole story in two minutes
+
+Exit status: 0 done; 1 failed; 2 wrong usage; 130 interrupted; run and exec: the container's own.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on standard error (twice: even more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Exec(exec::ExecArgs),
+    Ps(ps::PsArgs),
+    Image(image::ImageArgs),
+    Kbs(kbs::KbsArgs),
+    InitData(init_data::InitDataArgs),
+    Guest(guest::GuestArgs),
+    Doctor(doctor::DoctorArgs),
+    Demo(demo::DemoArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr(arguments.verbose);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error::Error::from(error).report();
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(dispatch(arguments.command));
+    // A read of standard input cannot be cancelled; the process ends without it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            error.report();
+            error.exit_code()
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Run(args) => run::run(*args).await,
+        Command::Exec(args) => exec::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Ps(args) => ps::run(args).await.map(done),
+        Command::Image(args) => image::run(args).await.map(done),
+        Command::Kbs(args) => kbs::run(args).await.map(done),
+        Command::InitData(args) => init_data::run(args).map(done),
+        Command::Guest(args) => guest::run(args).await.map(done),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "sealpod", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_well_formed_and_has_help() {
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands() {
+            assert!(subcommand.get_about().is_some(), "{} has no help", subcommand.get_name());
+        }
+    }
+}

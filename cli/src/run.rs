@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sealpod_agent_protocol::{
-    ContainerRef, CreateContainer, HostEntry, ProcessRef, PullImage, PulledImage, Reply, Request, Resources,
-    StartPod,
+    CallError, Client, ContainerRef, CreateContainer, Failure, HostEntry, ProcessRef, PullImage, PulledImage,
+    Reply, Request, Resources, StartPod,
 };
-use sealpod_sandbox::{Accelerator, GuestImage, PortForward, Sandbox, SandboxConfig, Tpm, Transport};
+use sealpod_sandbox::{Accelerator, GuestImage, PortForward, Sandbox, SandboxConfig, Tpm};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Context, Error, Exit, Result};
 use crate::init_data;
 use crate::output::Progress;
 use crate::pod::streams::{Attachment, attend};
-use crate::pod::{agent_error, control, data_folder};
+use crate::pod::{CONTAINER, agent_error, control, data_folder};
 
 /// Run an image in a new measured VM; streams, signals and exit status are the container's
 #[derive(Debug, Args)]
@@ -27,8 +28,8 @@ use crate::pod::{agent_error, control, data_folder};
   sealpod run --init-data web.toml --port 8080:80 registry.example/web:1
   sealpod run -it --init-data debug.toml registry.example/tools -- sh
 
-The exit status is the container's; 125 if the pod did not start, 126 if the command cannot be
-invoked, 127 if there is none such. In the guest, 10.0.2.2 is this machine's loopback.")]
+The exit status is the container's; 125 if the pod or its command did not start. In the guest,
+10.0.2.2 is this machine's loopback.")]
 pub(crate) struct RunArgs {
     /// The image, as registry.example/repository:tag
     image: String,
@@ -108,19 +109,239 @@ struct Report {
     /// What went wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// The guest's own word on it, where it refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
 }
 
 /// Runs the pod and gives the container's exit status.
 pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     let mut report = Report::default();
-    let outcome = tokio::select! {
-        outcome = run_pod(&args, &mut report) => outcome,
-        () = interrupted_before_start() => Err(Error::new("interrupted").exit(Exit::Interrupted)),
-    };
+    let outcome = run_pod(&args, &mut report).await;
     if let Some(path) = &args.report {
         report.error = outcome.as_ref().err().map(Error::message);
         let json = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, json).context(format!("cannot write the report {}", path.display()))?;
     }
     outcome
+}
+
+/// A pod whose container is about to start.
+struct Prepared {
+    sandbox: Sandbox,
+    _control: control::Control,
+}
+
+async fn run_pod(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
+    let prepared = tokio::select! {
+        prepared = prepare(args, report) => prepared,
+        interrupted = interruption() => Err(interrupted?),
+    };
+    let Prepared { mut sandbox, _control } = prepared?;
+    let agent = sandbox.agent().clone();
+    let process = ProcessRef { container: CONTAINER.into(), exec: None };
+    let attachment = Attachment { stdin: args.interactive, terminal: args.tty };
+    let created = Instant::now();
+    let start = async {
+        ask(&agent, Request::StartContainer(ContainerRef { container: CONTAINER.into() }), report)
+            .await
+            .map(drop)
+    };
+    let outcome = tokio::select! {
+        outcome = attend(&agent, &process, attachment, start) => outcome,
+        reason = sandbox.exited() => Err(Error::new(format!("the VM ended: {reason}")).exit(Exit::Pod)),
+    };
+    sandbox.stop().await;
+    let outcome = outcome?;
+    if let Some(first) = outcome.first_output {
+        report.stages_ms.insert("start", milliseconds(first - created));
+    }
+    report.exit_code = Some(outcome.exit.code);
+    if outcome.exit.out_of_memory {
+        eprintln!("note: the kernel ended the container for want of memory; --memory gives it more");
+    }
+    Ok(ExitCode::from(outcome.exit.code))
+}
+
+/// From nothing to a container that only needs to be started.
+async fn prepare(args: &RunArgs, report: &mut Report) -> Result<Prepared> {
+    let init_data = match &args.init_data {
+        Some(path) => Some(std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))?),
+        None => args.parts.create()?,
+    };
+    let container = create_request(args)?;
+    let guest = crate::guest::folder(args.guest.as_deref())?;
+    let guest =
+        GuestImage::open(&guest).context(format!("{} is no guest", guest.display())).exit(Exit::Pod)?;
+    let name = args.name.clone().map_or_else(random_name, Ok)?;
+    report.name.clone_from(&name);
+
+    let progress = Progress::start("booting the VM");
+    let sandbox = start_sandbox(args, guest, &progress).await?;
+    let timings = sandbox.timings();
+    report.stages_ms.insert("boot", milliseconds(timings.first_byte));
+    report.stages_ms.insert("agent", milliseconds(timings.ready.saturating_sub(timings.first_byte)));
+    report.ports = sandbox.ports().iter().map(|port| (port.guest, port.host)).collect();
+
+    let agent = sandbox.agent().clone();
+    let (interfaces, dns) = sandbox.pod_network();
+    let start_pod =
+        StartPod { hostname: name.clone(), init_data, interfaces, dns, hosts: args.add_host.clone() };
+    ask(&agent, Request::StartPod(start_pod), report).await?;
+
+    progress.say("attesting to the key broker");
+    let began = Instant::now();
+    ask(&agent, Request::Attest, report).await?;
+    report.stages_ms.insert("attest", milliseconds(began.elapsed()));
+
+    progress.say("pulling the image in the guest");
+    let began = Instant::now();
+    let pull = PullImage { image: args.image.clone() };
+    match ask(&agent, Request::PullImage(pull), report).await? {
+        Reply::Image(image) => report.image = Some(image),
+        other => return Err(Error::new(format!("the agent answered a pull with {other:?}")).exit(Exit::Pod)),
+    }
+    report.stages_ms.insert("image", milliseconds(began.elapsed()));
+
+    progress.say("preparing the container");
+    ask(&agent, Request::CreateContainer(Box::new(container)), report).await?;
+    let control = control::Control::open(&name, &args.image, agent)?;
+    Ok(Prepared { sandbox, _control: control })
+}
+
+async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -> Result<Sandbox> {
+    let authority = args.tpm_authority.clone().unwrap_or_else(|| data_folder().join("tpm-authority"));
+    let config = SandboxConfig {
+        memory_mib: args.memory,
+        cpus: args.cpus,
+        accelerator: args.accelerator,
+        tpm: Tpm::Emulated { authority },
+        ports: args.ports.clone(),
+        ..SandboxConfig::new(guest)
+    };
+    progress.say("booting the VM");
+    Sandbox::start(config).await.exit(Exit::Pod)
+}
+
+/// A call of the agent's whose refusal goes into the report.
+async fn ask(agent: &Client, request: Request, report: &mut Report) -> Result<Reply> {
+    agent.call(request).await.map_err(|error| {
+        if let CallError::Refused(failure) = &error {
+            report.failure = Some(failure.clone());
+        }
+        agent_error(error)
+    })
+}
+
+fn create_request(args: &RunArgs) -> Result<CreateContainer> {
+    Ok(CreateContainer {
+        id: CONTAINER.into(),
+        image: args.image.clone(),
+        command: args
+            .entrypoint
+            .as_ref()
+            .map(|program| if program.is_empty() { Vec::new() } else { vec![program.clone()] }),
+        arguments: (!args.command.is_empty()).then(|| args.command.clone()),
+        environment: environment(&args.environment)?,
+        user: args.user.clone(),
+        working_directory: args.workdir.clone(),
+        terminal: args.tty,
+        stdin: args.interactive,
+        read_only_root: args.read_only,
+        resources: Resources::default(),
+    })
+}
+
+/// `NAME=VALUE` words, and `NAME` words with this process's own value.
+pub(crate) fn environment(words: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    for word in words {
+        match word.split_once('=') {
+            Some(("", _)) => return Err(Error::new(format!("{word:?} has no name before its `=`"))),
+            Some((name, value)) => {
+                variables.insert(name.to_owned(), value.to_owned());
+            }
+            None => {
+                if let Ok(value) = std::env::var(word) {
+                    variables.insert(word.clone(), value);
+                }
+            }
+        }
+    }
+    Ok(variables)
+}
+
+/// Waits for a signal that ends a pod which has not started yet.
+async fn interruption() -> Result<Error> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(Error::new("interrupted before the container started").exit(Exit::Interrupted))
+}
+
+fn random_name() -> Result<String> {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new("this machine gives no random numbers"))?;
+    Ok(format!("pod-{}", hex::encode(bytes)))
+}
+
+/// Mebibytes from `512`, `512M`, `2G` (with or without `i` and `B`).
+fn parse_memory(text: &str) -> std::result::Result<u32, String> {
+    let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let factor = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" | "m" => 1,
+        "g" => 1024,
+        _ => return Err("as 512M or 2G".into()),
+    };
+    let count: u32 = digits.parse().map_err(|_| "as 512M or 2G".to_owned())?;
+    count.checked_mul(factor).filter(|mebibytes| *mebibytes >= 256).ok_or_else(|| "at least 256M".to_owned())
+}
+
+/// `NAME:ADDRESS`, where the address may be IPv6.
+fn parse_host(text: &str) -> std::result::Result<HostEntry, String> {
+    let (name, address) = text.split_once(':').ok_or("as NAME:ADDRESS")?;
+    let address: std::net::IpAddr =
+        address.trim_matches(['[', ']']).parse().map_err(|_| format!("{address:?} is no IP address"))?;
+    Ok(HostEntry { address: address.to_string(), names: vec![name.to_owned()] })
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_in_the_units_that_people_use() {
+        assert_eq!(parse_memory("512"), Ok(512));
+        assert_eq!(parse_memory("512M"), Ok(512));
+        assert_eq!(parse_memory("2GiB"), Ok(2048));
+        assert!(parse_memory("16M").is_err());
+        assert!(parse_memory("5000000G").is_err());
+        assert!(parse_memory("lots").is_err());
+    }
+
+    #[test]
+    fn a_host_entry_takes_both_families() {
+        assert_eq!(parse_host("db:10.0.2.2").unwrap().address, "10.0.2.2");
+        assert_eq!(parse_host("db:[fd00::1]").unwrap().address, "fd00::1");
+        assert!(parse_host("db").is_err());
+        assert!(parse_host("db:nowhere").is_err());
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_taken_from_this_environment() {
+        let variables =
+            environment(&["PATH".into(), "A=b=c".into(), "SEALPOD_NO_SUCH_VARIABLE".into()]).unwrap();
+        assert_eq!(variables["A"], "b=c");
+        assert!(variables.contains_key("PATH"));
+        assert_eq!(variables.len(), 2);
+        assert!(environment(&["=x".into()]).is_err());
+    }
 }

@@ -1,1 +1,3 @@
-//! sealpod-tests
+//! What the end-to-end tests share: the programs under test, and the servers that they need.
+
+pub mod programs;

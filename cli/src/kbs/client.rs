@@ -141,7 +141,8 @@ impl Client {
 
     async fn get<T: serde::de::DeserializeOwned>(&self, route: &str) -> Result<T> {
         let body = self.send(Method::GET, route, None).await?;
-        serde_json::from_slice(&body).context(format!("the answer to {route} is not what this version expects"))
+        serde_json::from_slice(&body)
+            .context(format!("the answer to {route} is not what this version expects"))
     }
 
     async fn send(&self, method: Method, route: &str, body: Option<Vec<u8>>) -> Result<Vec<u8>> {
@@ -150,11 +151,10 @@ impl Client {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let response = request
-            .send()
-            .await
-            .context(format!("cannot reach the key broker at {}", self.base))
-            .hint("is `sealpod-kbs serve` running there, and does --kbs-certificate name its certificate?")?;
+        let response =
+            request.send().await.context(format!("cannot reach the key broker at {}", self.base)).hint(
+                "is `sealpod-kbs serve` running there, and does --kbs-certificate name its certificate?",
+            )?;
         let status = response.status();
         let bytes = response.bytes().await.context("the key broker broke off its answer")?;
         if status.is_success() {
@@ -163,7 +163,9 @@ impl Client {
         let detail = serde_json::from_slice::<ErrorBody>(&bytes).map(|body| body.detail).unwrap_or_default();
         let error = Error::new(format!("the key broker refused ({status}): {detail}"));
         Err(match status {
-            StatusCode::UNAUTHORIZED => error.hint("is --admin-key the key whose public half the broker's configuration names?"),
+            StatusCode::UNAUTHORIZED => {
+                error.hint("is --admin-key the key whose public half the broker's configuration names?")
+            }
             StatusCode::NOT_FOUND => error.hint("`sealpod kbs resource list` shows what there is"),
             _ => error,
         })
@@ -172,7 +174,8 @@ impl Client {
     fn token(&self) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let claims = AdminClaims { role: "admin", iat: now.as_secs(), exp: (now + TOKEN_LIFETIME).as_secs() };
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.key).context("cannot sign a token")
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.key)
+            .context("cannot sign a token")
     }
 }
 

@@ -151,9 +151,7 @@ async fn resource(client: &Client, command: ResourceCommand) -> Result<()> {
             Ok(())
         }
         ResourceCommand::List { json: true } => output::json(&client.resources().await?),
-        ResourceCommand::List { json: false } => {
-            client.resources().await?.iter().try_for_each(output::line)
-        }
+        ResourceCommand::List { json: false } => client.resources().await?.iter().try_for_each(output::line),
         ResourceCommand::Delete { path } => client.delete_resource(&path).await,
     }
 }

@@ -10,10 +10,15 @@ use sealpod_agent_protocol::{CallError, Failure, FailureKind};
 
 use crate::error::{Error, Exit};
 
+/// The id of the one container of a pod that `run` starts.
+pub(crate) const CONTAINER: &str = "main";
+
 /// Where this user's state lives that must outlast a command: `$XDG_DATA_HOME/sealpod`.
 pub(crate) fn data_folder() -> PathBuf {
     let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-    std::env::var_os("XDG_DATA_HOME").map_or_else(|| home().join(".local/share"), PathBuf::from).join("sealpod")
+    std::env::var_os("XDG_DATA_HOME")
+        .map_or_else(|| home().join(".local/share"), PathBuf::from)
+        .join("sealpod")
 }
 
 /// Where sockets of running pods live: `$XDG_RUNTIME_DIR/sealpod`, or a folder of this user's in /tmp.
@@ -42,9 +47,9 @@ fn refusal(failure: &Failure) -> Error {
         (FailureKind::DeniedByKeyBroker, Some(id)) => {
             Some(format!("the owner finds the reason with `sealpod kbs why {id}`"))
         }
-        (FailureKind::DeniedByPolicy, _) => {
-            Some("the pod's init data has the agent policy that decides this; only its owner can change it".into())
-        }
+        (FailureKind::DeniedByPolicy, _) => Some(
+            "the pod's init data has the agent policy that decides this; only its owner can change it".into(),
+        ),
         _ => None,
     };
     match failure.hint.clone().or(own_hint) {

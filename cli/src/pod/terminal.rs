@@ -33,6 +33,7 @@ impl Drop for RawTerminal {
 
 /// Rows and columns of the user's terminal.
 pub(crate) fn size() -> Option<(u16, u16)> {
-    let size = termios::tcgetwinsize(std::io::stdout()).or_else(|_| termios::tcgetwinsize(std::io::stdin())).ok()?;
+    let size =
+        termios::tcgetwinsize(std::io::stdout()).or_else(|_| termios::tcgetwinsize(std::io::stdin())).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }

@@ -8,7 +8,7 @@ use sealpod_sandbox::{Ending, Error, GuestImage, Observer, Sandbox, SandboxConfi
 
 /// The folder of the guest that `make guest` builds.
 fn guest() -> GuestImage {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest-image");
     let folder = std::env::var_os("SEALPOD_GUEST").map_or(built, PathBuf::from);
     GuestImage::open(folder).expect("a guest is needed: run `make guest`")
 }
