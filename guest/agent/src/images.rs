@@ -93,8 +93,13 @@ impl Images {
             (Some(text), _) => text.clone(),
             (None, Some(uri)) => self.text(uri, "the image policy").await?,
             (None, None) => {
-                return Err(failure(FailureKind::ImageRefused, "the pod has no image policy, so no image may run")
-                    .hint("give one in cdh.toml of the init data, or by sealpod.image_policy on the command line"));
+                return Err(failure(
+                    FailureKind::ImageRefused,
+                    "the pod has no image policy, so no image may run",
+                )
+                .hint(
+                    "give one in cdh.toml of the init data, or by sealpod.image_policy on the command line",
+                ));
             }
         };
         let invalid = |error| failure(FailureKind::Invalid, format!("{error}"));
@@ -105,7 +110,9 @@ impl Images {
             let Ok(uri) = name.parse::<ResourceUri>() else { continue };
             match self.attestation.resource(&uri.path).await {
                 Ok(key) => policy.load_key(&name, key.as_bytes()).map_err(invalid)?,
-                Err(failure) if failure.kind == FailureKind::NotFound => tracing::warn!("{}", failure.message),
+                Err(failure) if failure.kind == FailureKind::NotFound => {
+                    tracing::warn!("{}", failure.message)
+                }
                 Err(failure) => return Err(failure),
             }
         }

@@ -52,17 +52,18 @@ impl Folders {
         for folder in ["layers", "upper", "work", "rootfs"] {
             fs::create_dir_all(self.bundle.join(folder))?;
         }
-        std::env::set_current_dir(&self.bundle)?;
+        let folder = self.bundle.join("layers");
         if layers.is_empty() {
-            fs::create_dir("layers/0")?;
+            fs::create_dir(folder.join("0"))?;
         }
         for (number, layer) in layers.iter().enumerate() {
-            symlink(layer, format!("layers/{number}"))?;
+            symlink(layer, folder.join(number.to_string()))?;
         }
+        std::env::set_current_dir(&folder)?;
         let options = overlay_options(layers.len().max(1));
         let options = CString::new(options).map_err(io::Error::other)?;
         // No devices from an image: nothing else keeps a container from the guest's TPM or console.
-        mount("overlay", "rootfs", "overlay", MountFlags::NODEV, options.as_c_str())?;
+        mount("overlay", &self.root, "overlay", MountFlags::NODEV, options.as_c_str())?;
         Ok(())
     }
 
@@ -88,8 +89,8 @@ fn not_found_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 /// Overlay wants the uppermost layer first.
 fn overlay_options(layers: usize) -> String {
-    let names: Vec<_> = (0..layers).rev().map(|number| format!("layers/{number}")).collect();
-    format!("lowerdir={},upperdir=upper,workdir=work", names.join(":"))
+    let names: Vec<_> = (0..layers).rev().map(|number| number.to_string()).collect();
+    format!("lowerdir={},upperdir=../upper,workdir=../work", names.join(":"))
 }
 
 /// Creates a folder of the container with its parents, never outside of its root.
@@ -120,12 +121,12 @@ mod tests {
 
     #[test]
     fn the_uppermost_layer_comes_first() {
-        assert_eq!(overlay_options(3), "lowerdir=layers/2:layers/1:layers/0,upperdir=upper,workdir=work");
+        assert_eq!(overlay_options(3), "lowerdir=2:1:0,upperdir=../upper,workdir=../work");
     }
 
     #[test]
-    fn many_layers_fit_into_a_page() {
-        assert!(overlay_options(127).len() < 4096);
+    fn as_many_layers_as_overlayfs_takes_fit_into_a_page() {
+        assert!(overlay_options(500).len() < 4096);
     }
 
     #[test]

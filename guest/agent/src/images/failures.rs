@@ -56,23 +56,25 @@ fn of_key(error: &UnwrapError, message: String) -> Failure {
         AttemptError::Key { source, .. } => Some(source),
         _ => None,
     });
-    for error in keys {
-        match error {
-            KeyError::Denied { denial } => {
-                let mut failure = failure(FailureKind::DeniedByKeyBroker, message)
-                    .hint("the key broker's owner finds the reason in its audit log, under the denial's id");
-                failure.denial = denial.clone();
-                return failure;
-            }
-            KeyError::Unavailable(_) => return failure(FailureKind::Unreachable, message),
-            KeyError::NotFound => {
-                return failure(FailureKind::NotFound, message)
-                    .hint("the key broker's owner adds the key with `sealpod kbs resource set`");
-            }
+    // A layer has a key for each recipient: the most telling of what went wrong is reported.
+    let telling = |error: &&KeyError| match error {
+        KeyError::Denied { .. } => 0,
+        KeyError::Unavailable(_) => 1,
+        KeyError::NotFound => 2,
+    };
+    match keys.min_by_key(telling) {
+        Some(KeyError::Denied { denial }) => {
+            let mut failure = failure(FailureKind::DeniedByKeyBroker, message)
+                .hint("the key broker's owner finds the reason in its audit log, under the denial's id");
+            failure.denial.clone_from(denial);
+            failure
         }
+        Some(KeyError::Unavailable(_)) => failure(FailureKind::Unreachable, message),
+        Some(KeyError::NotFound) => failure(FailureKind::NotFound, message)
+            .hint("the key broker's owner adds the key with `sealpod kbs resource set`"),
+        None => failure(FailureKind::ImageCorrupt, message)
+            .hint("the image is encrypted for somebody else, or its key in the key broker is another one"),
     }
-    failure(FailureKind::ImageCorrupt, message)
-        .hint("the image is encrypted for somebody else, or its key in the key broker is another one")
 }
 
 #[cfg(test)]

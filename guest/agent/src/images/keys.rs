@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use sealpod_agent_protocol::{Failure, FailureKind};
-use sealpod_kbs_protocol::ResourceUri;
+use sealpod_kbs_protocol::{ResourcePath, ResourceUri};
 use sealpod_ocicrypt::{KeyError, KeyResolver, Secret};
 
 use crate::attestation::Attestation;
@@ -19,8 +19,11 @@ impl KeyResolver for BrokerKeys {
         kid: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<Secret, KeyError>> + Send + 'a>> {
         Box::pin(async move {
-            let uri: ResourceUri = kid.parse().map_err(|error| KeyError::Unavailable(Box::new(error)))?;
-            match self.0.resource(&uri.path).await {
+            // Old images name a key by its path alone.
+            let path =
+                kid.parse::<ResourceUri>().map(|uri| uri.path).or_else(|_| kid.parse::<ResourcePath>());
+            let path = path.map_err(|error| KeyError::Unavailable(Box::new(error)))?;
+            match self.0.resource(&path).await {
                 Ok(key) => Ok(Secret::new(key.as_bytes().to_vec())),
                 Err(failure) => Err(key_error(failure)),
             }

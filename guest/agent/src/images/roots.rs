@@ -26,7 +26,8 @@ mod tests {
     fn a_registry_client_takes_them() {
         let extra_root_certificates = with(&[]);
         assert!(extra_root_certificates.len() > 50);
-        let options = ClientOptions { extra_root_certificates, system_roots: false, ..ClientOptions::default() };
+        let options =
+            ClientOptions { extra_root_certificates, system_roots: false, ..ClientOptions::default() };
         Client::new(options).unwrap();
     }
 }
