@@ -8,6 +8,18 @@ use serde_json::Value;
 /// The profile that our tokens follow.
 pub const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
 
+/// The claims that AR4SI defines (draft-ietf-rats-ar4si §2.3). A trustworthiness vector has no others.
+pub const TRUSTWORTHINESS_CLAIMS: [&str; 8] = [
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+];
+
 /// The name of the submodule of the guest itself.
 pub const CPU: &str = "cpu0";
 
@@ -53,6 +65,9 @@ pub struct Submod {
     /// The evidence's claims and what the report data binds.
     #[serde(rename = "ear.veraison.annotated-evidence")]
     pub annotated_evidence: Value,
+    /// What the policy adds, by claim name (the draft's extensions).
+    #[serde(flatten)]
+    pub extensions: BTreeMap<String, Value>,
 }
 
 /// AR4SI's claims; 2 to 31 affirms, 32 to 95 warns, 96 and above contraindicates.

@@ -1,6 +1,8 @@
 //! Encryption to a guest's key: JWE (RFC 7516) in flattened JSON, A256GCM content, and the guest's key as a JWK.
 
 mod agreement;
+#[cfg(test)]
+mod interoperation;
 mod key;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -169,8 +171,15 @@ mod tests {
 
     #[test]
     fn a_key_that_is_no_point_of_its_curve_is_refused() {
-        let json = r#"{"kty":"EC","alg":"ECDH-ES+A256KW","crv":"P-256","x":"AAAA","y":"AAAA"}"#;
-        let key: TeePublicKey = serde_json::from_str(json).unwrap();
-        assert_eq!(Jwe::seal(&key, b"x").unwrap_err(), JweError::Key);
+        for length in [3, 32] {
+            let zeros = URL_SAFE_NO_PAD.encode(vec![0; length]);
+            let key = TeePublicKey::EC {
+                alg: "ECDH-ES+A256KW".into(),
+                crv: "P-256".into(),
+                x: zeros.clone(),
+                y: zeros,
+            };
+            assert_eq!(Jwe::seal(&key, b"x").unwrap_err(), JweError::Key, "{length}");
+        }
     }
 }

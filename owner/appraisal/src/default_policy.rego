@@ -10,7 +10,18 @@ measured := {"firmware", "kernel", "initrd"}
 
 configured := {"cmdline", "init_data"}
 
-known(name) if input[name] in query_reference_value(name)
+known(name) if input[name] in accepted(name)
+
+# A single reference value is as good as a list of one.
+accepted(name) := values if {
+	values := query_reference_value(name)
+	is_array(values)
+}
+
+accepted(name) := [value] if {
+	value := query_reference_value(name)
+	not is_array(value)
+}
 
 trust_claims := {
 	"hardware": hardware,
@@ -52,9 +63,9 @@ failures contains {"claim": name, "expected": expected(name), "actual": actual(n
 	not known(name)
 }
 
-expected(name) := concat(" or ", query_reference_value(name)) if count(query_reference_value(name)) > 0
+expected(name) := concat(" or ", accepted(name)) if count(accepted(name)) > 0
 
-expected(name) := "a registered reference value, but there is none" if count(query_reference_value(name)) == 0
+expected(name) := "a registered reference value, but there is none" if count(accepted(name)) == 0
 
 actual(name) := input[name] if input[name] != ""
 

@@ -1,17 +1,27 @@
 //! Attestation policies: Rego that turns claims into a trustworthiness vector.
 //!
-//! A policy is a `package policy` with the rule `trust_claims` (AR4SI claims and their values) and, where it wants to
-//! explain itself to the owner, the set `failures` of `{"claim", "expected", "actual"}`. Its `input` are the verifier's
-//! claims; `query_reference_value(id)` gives the accepted values of an id, or an empty list.
+//! A policy is a `package policy` with the rules
+//!
+//! - `trust_claims`: an object of AR4SI claims and their values, which decides;
+//! - `extensions`, where it wants to add claims to the token: a list of `{"name", "value"}` (a `key`, the claim's number
+//!   in CBOR, is ignored, because tokens are JSON);
+//! - `failures`, where it wants to explain itself to the owner: a set of `{"claim", "expected", "actual"}`.
+//!
+//! `query_reference_value(id)` gives what was registered under an id, usually a list, and an empty list for nothing.
+//! `input` are the verifier's claims: `init_data` (hexadecimal, empty for none), an object by the TEE's name with what is
+//! special to it (`input.sample.svn`, `input.tpm.pcrs`), and for a measured boot `firmware`, `kernel`, `initrd`,
+//! `cmdline` and `secure_boot`. The same object is the token's annotated evidence.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use regorus::Engine;
 use regorus::utils::limits::ExecutionTimerConfig;
 use sealpod_evidence::Tee;
-use sealpod_kbs_protocol::ear::{Status, TrustworthinessVector};
+use sealpod_kbs_protocol::ear::{Status, TRUSTWORTHINESS_CLAIMS, TrustworthinessVector};
 use sealpod_verifier::{Claims, Refusal};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::ReferenceValues;
@@ -25,6 +35,13 @@ const TIME_LIMIT: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: u32 = 1000;
 /// No appraisal explains more.
 const MAX_FAILURES: usize = 64;
+/// The names of claims that are not a policy's to set.
+const RESERVED: [&str; 4] = [
+    "ear.status",
+    "ear.trustworthiness-vector",
+    "ear.appraisal-policy-id",
+    "ear.veraison.annotated-evidence",
+];
 
 /// A parsed policy. Parsed once, evaluated many times.
 #[derive(Clone)]
@@ -42,6 +59,8 @@ pub struct Appraisal {
     pub vector: TrustworthinessVector,
     /// The policy's name.
     pub policy_id: String,
+    /// What the policy adds to the token, by claim name.
+    pub extensions: BTreeMap<String, Value>,
     /// Why it is not better, for the owner.
     pub failures: Vec<Refusal>,
 }
@@ -66,6 +85,13 @@ pub enum PolicyError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// An item of `extensions`.
+#[derive(Deserialize)]
+struct Extension {
+    name: String,
+    value: Value,
 }
 
 impl PolicyError {
@@ -133,132 +159,55 @@ pub fn appraise(
     // A claim about which nothing is known does not make the others better.
     let unknown = vector.values().any(|value| Status::of(*value) == Status::None);
     let status = if status == Status::Affirming && unknown { Status::None } else { status };
-    let mut failures =
-        failures(engine.eval_rule("data.policy.failures".into()).unwrap_or(regorus::Value::Undefined));
+    let extensions = extensions(optional(&mut engine, "extensions")?)?;
+    // An explanation that cannot be had does not change the decision.
+    let mut failures = failures(optional(&mut engine, "failures").unwrap_or_default());
     if status != Status::Affirming && failures.is_empty() {
         let values = serde_json::to_string(&vector).unwrap_or_default();
         failures.push(Refusal::new(&format!("policy {} for {tee}", policy.id), "affirming values", values));
     }
-    Ok(Appraisal { status, vector, policy_id: policy.id.clone(), failures })
+    Ok(Appraisal { status, vector, policy_id: policy.id.clone(), extensions, failures })
 }
 
 fn vector(value: regorus::Value) -> Result<TrustworthinessVector, PolicyError> {
     let wrong = |reason: String| PolicyError::Result { rule: "trust_claims", reason };
     let json = serde_json::to_value(value).map_err(|error| wrong(error.to_string()))?;
-    serde_json::from_value(json).map_err(|error| wrong(error.to_string()))
+    let vector: TrustworthinessVector =
+        serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;
+    // A misspelt claim must not stand for the one that was meant.
+    match vector.keys().find(|name| !TRUSTWORTHINESS_CLAIMS.contains(&name.as_str())) {
+        Some(name) => {
+            Err(wrong(format!("{name:?} is none of the claims {}", TRUSTWORTHINESS_CLAIMS.join(", "))))
+        }
+        None => Ok(vector),
+    }
 }
 
-fn failures(value: regorus::Value) -> Vec<Refusal> {
-    let json = serde_json::to_value(value).unwrap_or_default();
+/// What a rule gives that a policy need not have.
+fn optional(engine: &mut Engine, rule: &str) -> Result<Value, PolicyError> {
+    let results = engine.eval_query(format!("data.policy.{rule}"), false).map_err(PolicyError::evaluation)?;
+    let value = results.result.into_iter().next().and_then(|result| result.expressions.into_iter().next());
+    match value.map(|expression| expression.value) {
+        None | Some(regorus::Value::Undefined) => Ok(Value::Null),
+        Some(value) => serde_json::to_value(value).map_err(PolicyError::evaluation),
+    }
+}
+
+fn extensions(json: Value) -> Result<BTreeMap<String, Value>, PolicyError> {
+    let wrong = |reason: String| PolicyError::Result { rule: "extensions", reason };
+    let items: Option<Vec<Extension>> =
+        serde_json::from_value(json).map_err(|error| wrong(error.to_string()))?;
+    let items = items.unwrap_or_default();
+    match items.iter().find(|item| RESERVED.contains(&item.name.as_str())) {
+        Some(item) => Err(wrong(format!("{:?} is set by the appraisal itself", item.name))),
+        None => Ok(items.into_iter().map(|item| (item.name, item.value)).collect()),
+    }
+}
+
+fn failures(json: Value) -> Vec<Refusal> {
     let items = json.as_array().cloned().unwrap_or_default();
     items.into_iter().take(MAX_FAILURES).filter_map(|item| serde_json::from_value(item).ok()).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn claims(value: Value) -> Claims {
-        Claims(value.as_object().unwrap().clone())
-    }
-
-    fn measured() -> Claims {
-        claims(json!({
-            "tpm": {}, "firmware": "aa", "kernel": "bb", "initrd": "cc", "cmdline": "dd", "init_data": "ee" }))
-    }
-
-    fn references() -> ReferenceValues {
-        let one = |id: &str, value: &str| (id.to_owned(), json!([value, "another"]));
-        [
-            one("firmware", "aa"),
-            one("kernel", "bb"),
-            one("initrd", "cc"),
-            one("cmdline", "dd"),
-            one("init_data", "ee"),
-        ]
-        .into()
-    }
-
-    fn default() -> Policy {
-        Policy::parse("default", DEFAULT_POLICY).unwrap()
-    }
-
-    #[test]
-    fn a_guest_of_which_everything_is_registered_is_affirmed() {
-        let appraisal = appraise(&default(), Tee::Tpm, &measured(), &references()).unwrap();
-        assert_eq!(appraisal.status, Status::Affirming);
-        assert!(appraisal.failures.is_empty());
-    }
-
-    #[test]
-    fn each_claim_that_differs_is_refused_and_explained() {
-        for name in ["firmware", "kernel", "initrd", "cmdline", "init_data"] {
-            let mut other = measured();
-            other.0.insert(name.into(), json!("zz"));
-            let appraisal = appraise(&default(), Tee::Tpm, &other, &references()).unwrap();
-            assert_eq!(appraisal.status, Status::Warning, "{name}");
-            let [failure] = appraisal.failures.as_slice() else { panic!("{name}: {:?}", appraisal.failures) };
-            assert_eq!((failure.claim.as_str(), failure.actual.as_str()), (name, "zz"));
-            assert!(failure.expected.ends_with(" or another"));
-        }
-    }
-
-    #[test]
-    fn nothing_registered_means_nothing_trusted() {
-        let appraisal = appraise(&default(), Tee::Tpm, &measured(), &ReferenceValues::new()).unwrap();
-        assert_ne!(appraisal.status, Status::Affirming);
-        assert_eq!(appraisal.failures.len(), 5);
-    }
-
-    #[test]
-    fn no_init_data_is_trusted_only_where_that_is_registered() {
-        let mut without = measured();
-        without.0.insert("init_data".into(), json!(""));
-        assert_ne!(
-            appraise(&default(), Tee::Tpm, &without, &references()).unwrap().status,
-            Status::Affirming
-        );
-        let mut references = references();
-        references.insert("init_data".into(), json!([""]));
-        assert_eq!(appraise(&default(), Tee::Tpm, &without, &references).unwrap().status, Status::Affirming);
-    }
-
-    #[test]
-    fn claims_of_no_tee_are_not_trusted() {
-        let mut other = measured();
-        other.0.remove("tpm");
-        let appraisal = appraise(&default(), Tee::Snp, &other, &references()).unwrap();
-        assert_eq!(appraisal.status, Status::Contraindicated);
-    }
-
-    #[test]
-    fn a_malformed_policy_is_refused_with_its_line() {
-        let error =
-            Policy::parse("x", "package policy\nimport rego.v1\nallow if {").err().unwrap().to_string();
-        assert!(error.contains("x.rego:3"), "{error}");
-        assert!(Policy::parse("x", "package other\ntrust_claims := {}").is_err());
-        assert!(Policy::parse("x", "package policy\nallow := true").is_err());
-        assert!(matches!(Policy::parse("x", &"#".repeat(MAX_LENGTH + 1)), Err(PolicyError::TooLong(_))));
-    }
-
-    #[test]
-    fn a_policy_that_gives_no_vector_fails_closed() {
-        let policy = Policy::parse("x", "package policy\ntrust_claims := {\"hardware\": \"fine\"}").unwrap();
-        assert!(matches!(
-            appraise(&policy, Tee::Tpm, &measured(), &references()),
-            Err(PolicyError::Result { rule: "trust_claims", .. })
-        ));
-        let empty = Policy::parse("x", "package policy\ntrust_claims := {}").unwrap();
-        assert_eq!(appraise(&empty, Tee::Tpm, &measured(), &references()).unwrap().status, Status::None);
-    }
-
-    #[test]
-    fn a_claim_about_which_nothing_is_known_is_not_affirmed() {
-        let policy =
-            Policy::parse("x", "package policy\ntrust_claims := {\"hardware\": 2, \"executables\": 0}")
-                .unwrap();
-        assert_eq!(appraise(&policy, Tee::Tpm, &measured(), &references()).unwrap().status, Status::None);
-    }
-}
+mod tests;

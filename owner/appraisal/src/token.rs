@@ -77,11 +77,14 @@ impl TokenSigner {
         now: u64,
         lifetime: u64,
     ) -> Result<(String, Ear), TokenError> {
+        let mut annotated_evidence = claims.0.clone();
+        annotated_evidence.insert("runtime_data_claims".into(), json!({ "tee-pubkey": key }));
         let submod = Submod {
             status: appraisal.status,
             vector: appraisal.vector.clone(),
             policy_id: appraisal.policy_id.clone(),
-            annotated_evidence: json!({ "claims": claims, "runtime_data_claims": { "tee-pubkey": key } }),
+            annotated_evidence: annotated_evidence.into(),
+            extensions: appraisal.extensions.clone(),
         };
         let ear = Ear {
             eat_profile: PROFILE.into(),
@@ -131,9 +134,11 @@ mod tests {
             status: Status::Affirming,
             vector: [("hardware".to_owned(), 2)].into(),
             policy_id: "default".into(),
+            extensions: [("ear.trustee.identifiers".to_owned(), json!({ "image": "web" }))].into(),
             failures: vec![],
         };
-        (signer.issue(&appraisal, &Claims::default(), &key, now, 300).unwrap().0, key)
+        let claims = Claims(json!({ "sample": { "svn": "1" } }).as_object().unwrap().clone());
+        (signer.issue(&appraisal, &claims, &key, now, 300).unwrap().0, key)
     }
 
     fn now() -> u64 {
@@ -147,6 +152,31 @@ mod tests {
         let ear = signer.verify(&token).unwrap();
         assert_eq!(TokenSigner::bound_key(&ear), Some(key));
         assert_eq!(ear.submods[CPU].status, Status::Affirming);
+    }
+
+    #[test]
+    fn a_token_has_its_claims_where_other_relying_parties_look() {
+        let signer = signer();
+        let (token, key) = issue(&signer, now());
+        let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let payload: Value = serde_json::from_slice(&payload).unwrap();
+        let at = |pointer: &str| payload.pointer(&format!("/submods/cpu0/{pointer}")).cloned();
+        assert_eq!(at("ear.status"), Some(json!("affirming")));
+        assert_eq!(at("ear.trustworthiness-vector/hardware"), Some(json!(2)));
+        assert_eq!(at("ear.trustee.identifiers/image"), Some(json!("web")));
+        let evidence = "ear.veraison.annotated-evidence";
+        assert_eq!(at(&format!("{evidence}/sample/svn")), Some(json!("1")));
+        assert_eq!(at(&format!("{evidence}/runtime_data_claims/tee-pubkey")), Some(json!(key)));
+    }
+
+    #[test]
+    fn a_token_names_the_key_that_verifies_it() {
+        let (token, _) = issue(&signer(), now());
+        let key = jsonwebtoken::decode_header(&token).unwrap().jwk.unwrap();
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.set_issuer(&[ISSUER]);
+        let key = DecodingKey::from_jwk(&key).unwrap();
+        assert!(jsonwebtoken::decode::<Ear>(&token, &key, &validation).is_ok());
     }
 
     #[test]

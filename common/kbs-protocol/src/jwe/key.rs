@@ -83,6 +83,14 @@ impl TeeKeyPair {
         Ok(Self { private, public })
     }
 
+    /// A key of a test vector, big-endian.
+    #[cfg(test)]
+    pub(super) fn from_scalar(public: TeePublicKey, scalar: &[u8]) -> Self {
+        let TeePublicKey::EC { crv, .. } = &public else { panic!("not on a curve") };
+        let (algorithm, _) = agreement::curve(crv).unwrap();
+        Self { private: PrivateKey::from_private_key(algorithm, scalar).unwrap(), public }
+    }
+
     /// The public half.
     pub fn public_key(&self) -> &TeePublicKey {
         &self.public
