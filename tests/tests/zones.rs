@@ -46,8 +46,11 @@ fn members() -> Vec<Member> {
 #[test]
 fn zones_depend_on_common_and_on_themselves_only() {
     let members = members();
-    let zone_of = |name: &str| members.iter().find(|member| member.name == name).map(|member| member.zone.as_str());
-    for member in members.iter().filter(|member| ["common", "guest", "host", "owner"].contains(&member.zone.as_str())) {
+    let zone_of =
+        |name: &str| members.iter().find(|member| member.name == name).map(|member| member.zone.as_str());
+    for member in
+        members.iter().filter(|member| ["common", "guest", "host", "owner"].contains(&member.zone.as_str()))
+    {
         for dependency in &member.dependencies {
             if let Some(zone) = zone_of(dependency) {
                 assert!(
@@ -105,7 +108,9 @@ fn the_verifier_has_no_network_clock_file_or_environment() {
                 continue;
             }
             let text = std::fs::read_to_string(&path).unwrap();
-            for word in ["std::fs", "std::net", "std::env", "SystemTime::now", "Instant::now", "tokio", "reqwest"] {
+            for word in
+                ["std::fs", "std::net", "std::env", "SystemTime::now", "Instant::now", "tokio", "reqwest"]
+            {
                 assert!(!text.contains(word), "{} uses {word}", path.display());
             }
         }

@@ -17,7 +17,7 @@ pub(super) async fn exec_in_a_pod(shell: &mut Shell, pod: &PodRun) -> Result<Att
     shell.say("The host asks for a shell in the pod, although the owner's policy forbids it:")?;
     let observed = match shell.sealpod(&words!["exec", &pod.name, "--", "/bin/cat", "/app/serve"]).await {
         Ok(output) => format!("the command ran: {}", output.lines().next().unwrap_or_default()),
-        Err(error) => error.message(),
+        Err(error) => error.message().lines().next().unwrap_or_default().to_owned(),
     };
     shell.say(&observed)?;
     let ok = observed.contains("policy") && observed.contains("ExecProcess");
@@ -52,15 +52,22 @@ pub(super) async fn changed_guests(
     *digit ^= 1;
     std::fs::write(&initrd, bytes)?;
 
+    shell.say(
+        "The guest with one word more on its command line, and the guest with one bit of its initrd changed:",
+    )?;
     let progress = Progress::start("booting two changed guests");
     let first = try_pod(shell, owner, &reworded, image).await?;
     progress.say("booting the second of two changed guests");
     let second = try_pod(shell, owner, &rebuilt, image).await?;
     drop(progress);
-    Ok((
+    let attacks = (
         refused_for("command line changed by one word", "cmdline", owner, &first).await?,
         refused_for("initrd changed", "initrd", owner, &second).await?,
-    ))
+    );
+    for attack in [&attacks.0, &attacks.1] {
+        shell.say(&format!("{}: {}", attack.name, attack.observed))?;
+    }
+    Ok(attacks)
 }
 
 /// An image that nobody signed, and one whose layer the registry altered.
@@ -88,10 +95,14 @@ pub(super) async fn changed_images(
     let second = try_pod(shell, owner, guest, image).await;
     std::fs::write(&blob, genuine)?;
     drop(progress);
-    Ok((
-        failed_as("image without a signature", FailureKind::ImageRefused, &first),
-        failed_as("layer altered in the registry", FailureKind::ImageCorrupt, &second?),
-    ))
+    let attacks = (
+        failed_as("image without a signature", FailureKind::ImageRefused, "sigstoreSigned", &first),
+        failed_as("layer altered in the registry", FailureKind::ImageCorrupt, "digest", &second?),
+    );
+    for attack in [&attacks.0, &attacks.1] {
+        shell.say(&format!("{}: {}", attack.name, attack.observed))?;
+    }
+    Ok(attacks)
 }
 
 /// An answer to an old challenge given to a new one, and the same challenge answered twice.
@@ -185,9 +196,11 @@ async fn refused_for(name: &'static str, claim: &str, owner: &Owner, report: &Ru
     })
 }
 
-fn failed_as(name: &'static str, kind: FailureKind, report: &RunReport) -> Attack {
-    let ok = report.failure.as_ref().is_some_and(|failure| failure.kind == kind);
-    Attack { name, expected: format!("the guest fails: {kind:?}"), observed: outcome(report), ok }
+/// The guest must have failed in this way, and said this word about it.
+fn failed_as(name: &'static str, kind: FailureKind, word: &str, report: &RunReport) -> Attack {
+    let observed = outcome(report);
+    let ok = report.failure.as_ref().is_some_and(|failure| failure.kind == kind) && observed.contains(word);
+    Attack { name, expected: format!("the guest fails: {kind:?}, {word}"), observed, ok }
 }
 
 fn outcome(report: &RunReport) -> String {

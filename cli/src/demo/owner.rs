@@ -102,7 +102,7 @@ impl Owner {
         let public = std::fs::read(file("signing.pub")).context("no public key was made")?;
         let policy = serde_json::json!({
             "default": [{ "type": "reject" }],
-            "transports": { "docker": { self.in_guest("demo"): [{
+            "transports": { "docker": { self.in_guest(""): [{
                 "type": "sigstoreSigned",
                 "keyData": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, public),
                 "signedIdentity": { "type": "matchRepository" },
