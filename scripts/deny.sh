@@ -7,3 +7,10 @@ if ! cargo deny --version 2>/dev/null | grep -q "$version"; then
   cargo install --quiet --locked --version "$version" cargo-deny
 fi
 cargo deny --locked check bans licenses sources
+
+# The advisories' database is fetched from its repository, which not every machine reaches.
+if timeout 20 git ls-remote --quiet https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
+  cargo deny --locked check advisories
+else
+  echo "note: advisories not checked: their database cannot be reached from here"
+fi

@@ -42,9 +42,9 @@ const P256: Vector = Vector {
 
 const P521: Vector = Vector {
     curve: "P-521",
-    d: concat!("AeOA1Ar6ZNHrrCe5zZN-diOkVxFVuRL7T3gpeBkuMrCCUhWugaz0vV7WEk5zVNkv_BSKWnre0jLMexz4V5uDpeIJ",),
-    x: concat!("ADEMOpMnJzaWA6Ch0vR-cohJOsklYlkK4wm8sWfl6-6JEfJv4Ixvu3-IK4MSM3xc27gD0mlUnlfvyrFHM-NCna3L",),
-    y: concat!("AMmcA8cvR4jxe4h2iYwwblfMVVdUYSRsXzZ4Wr_mL_vpt7cM-0t6DuxQaYgslHmjgqVruDpGHoXOreBq0S2AGQ8Q",),
+    d: "AeOA1Ar6ZNHrrCe5zZN-diOkVxFVuRL7T3gpeBkuMrCCUhWugaz0vV7WEk5zVNkv_BSKWnre0jLMexz4V5uDpeIJ",
+    x: "ADEMOpMnJzaWA6Ch0vR-cohJOsklYlkK4wm8sWfl6-6JEfJv4Ixvu3-IK4MSM3xc27gD0mlUnlfvyrFHM-NCna3L",
+    y: "AMmcA8cvR4jxe4h2iYwwblfMVVdUYSRsXzZ4Wr_mL_vpt7cM-0t6DuxQaYgslHmjgqVruDpGHoXOreBq0S2AGQ8Q",
     protected: concat!(
         "eyJhbGciOiJFQ0RILUVTK0EyNTZLVyIsImVuYyI6IkEyNTZHQ00iLCJlcGsiOnsiY3J2IjoiUC01MjEiLCJrdHki",
         "OiJFQyIsIngiOiJBWUVlbHZpeWNXM1dJTEdpbk5HOHUwVV96WUdmRnNSM1BDYkpRM0RjcGV0VFdHZThtZy01SEJV",
