@@ -6,13 +6,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use sealpod_appraisal::{DEFAULT_POLICY, Policy};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::admin_key::Admin;
 use crate::attestation::parse;
 use crate::broker::{ATTESTATION_POLICY, Broker, RESOURCE_POLICY, blocking};
 use crate::error::ApiError;
@@ -50,26 +51,11 @@ pub(crate) struct AuditQuery {
     limit: Option<usize>,
 }
 
-/// The token of an `Authorization: Bearer` header.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
-
-/// Lets only administrators pass.
-pub(crate) fn require_admin(broker: &Broker, headers: &HeaderMap) -> Result<(), ApiError> {
-    match bearer(headers) {
-        Some(token) if broker.admin.accept(token) => Ok(()),
-        Some(_) => Err(ApiError::not_authenticated("the token is not an administrator's, or not any more")),
-        None => Err(ApiError::not_authenticated("an administrator's token is needed")),
-    }
-}
-
 pub(crate) async fn set_attestation_policy(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    require_admin(&broker, &headers)?;
     let body: PolicyBody = parse(&body)?;
     if body.policy_id.as_deref().is_some_and(|id| id != "default") {
         return Err(ApiError::malformed("the only attestation policy is `default`"));
@@ -80,19 +66,17 @@ pub(crate) async fn set_attestation_policy(
 }
 
 pub(crate) async fn attestation_policy(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
 ) -> Result<Json<PolicyBody>, ApiError> {
-    require_admin(&broker, &headers)?;
     load_policy(broker, ATTESTATION_POLICY, DEFAULT_POLICY).await
 }
 
 pub(crate) async fn set_resource_policy(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    require_admin(&broker, &headers)?;
     let body: PolicyBody = parse(&body)?;
     let text = decode_policy(&body.policy)?;
     ResourcePolicy::parse(&text).map_err(ApiError::malformed)?;
@@ -100,33 +84,31 @@ pub(crate) async fn set_resource_policy(
 }
 
 pub(crate) async fn resource_policy(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
 ) -> Result<Json<PolicyBody>, ApiError> {
-    require_admin(&broker, &headers)?;
     load_policy(broker, RESOURCE_POLICY, resource_policy::DEFAULT_POLICY).await
 }
 
 /// `POST reference-value`: sets the accepted values of some ids.
 pub(crate) async fn set_reference_values(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    require_admin(&broker, &headers)?;
     let message: ReferenceValueMessage = parse(&body)?;
     if message.version != "0.1.0" || message.kind != "sample" {
         return Err(ApiError::malformed("expected version 0.1.0 and type sample"));
     }
     let payload = STANDARD.decode(&message.payload).map_err(ApiError::malformed)?;
-    let values: BTreeMap<String, Vec<Value>> = parse(&payload)?;
+    let values: BTreeMap<String, Value> = parse(&payload)?;
     if values.keys().any(|id| id.is_empty() || id.len() > MAX_REFERENCE_ID) {
         return Err(ApiError::malformed(format!("an id has 1 to {MAX_REFERENCE_ID} bytes")));
     }
     let store = broker.store.clone();
     let write = move || {
         let values: Vec<(String, Vec<u8>)> =
-            values.into_iter().map(|(id, value)| (id, Value::from(value).to_string().into_bytes())).collect();
+            values.into_iter().map(|(id, value)| (id, value.to_string().into_bytes())).collect();
         let entries: Vec<(&str, &[u8])> =
             values.iter().map(|(id, json)| (id.as_str(), json.as_slice())).collect();
         store.set(Kind::ReferenceValue, &entries)
@@ -136,32 +118,29 @@ pub(crate) async fn set_reference_values(
 }
 
 pub(crate) async fn reference_value(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
-    require_admin(&broker, &headers)?;
     let (_, references) = broker.attestation_policy();
     let value = references.get(&id).cloned();
     value.map(Json).ok_or_else(|| ApiError::not_found(format!("there is no reference value {id:?}")))
 }
 
 pub(crate) async fn reference_values(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
 ) -> Result<Json<BTreeMap<String, Value>>, ApiError> {
-    require_admin(&broker, &headers)?;
     let (_, references) = broker.attestation_policy();
     Ok(Json(references.as_ref().clone()))
 }
 
 /// `GET audit`: one entry by its id, or the latest ones, oldest first.
 pub(crate) async fn audit(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
     Query(query): Query<AuditQuery>,
-    headers: HeaderMap,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    require_admin(&broker, &headers)?;
     let store = broker.store.clone();
     let look = move || match query.id {
         Some(id) => store.audit_entry(&id).map(|entry| entry.into_iter().collect()),

@@ -20,7 +20,7 @@ use sealpod_verifier::{Claims, Expected, Refusal, verify};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::audit::{self, Event, Outcome};
+use crate::audit::{Event, Subject};
 use crate::broker::{Broker, blocking, now};
 use crate::error::ApiError;
 use crate::session::{AnswerError, Attested, Challenge};
@@ -64,7 +64,7 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
         };
         let made = match made {
             Ok(made) => made,
-            Err(refusal) => return Err(deny(&broker, request.tee, vec![refusal]).await),
+            Err(refusal) => return Err(broker.deny(attempt(request.tee), vec![refusal]).await),
         };
         if let Some(members) = extra_params.as_object_mut() {
             members.insert("tpm".into(), json!(made));
@@ -100,19 +100,16 @@ pub(crate) async fn attest(
     };
     let (appraisal, claims) = match appraised {
         Ok(appraised) => appraised,
-        Err(failures) => return Err(deny(&broker, tee, failures).await),
+        Err(failures) => return Err(broker.deny(attempt(tee), failures).await),
     };
     let lifetime = broker.lifetime;
     let (token, ear) = broker
         .signer
         .issue(&appraisal, &claims, &key, now(), lifetime.as_secs())
         .map_err(ApiError::internal)?;
-    let store = broker.store.clone();
-    blocking(move || audit::record(store.as_ref(), Event::Attest, Outcome::Granted, Some(tee), None, &[]))
-        .await?
-        .map_err(ApiError::internal)?;
+    let guest = Some(key.thumbprint());
+    broker.grant(Subject { guest, ..attempt(tee) }).await?;
     broker.sessions.attested(&session, Attested { ear, key }, lifetime);
-    broker.metrics.attestation(true);
     Ok(Json(TokenResponse { token }))
 }
 
@@ -177,17 +174,9 @@ fn evaluate(
     Ok((appraisal, claims))
 }
 
-/// Notes a denial for the owner, and tells the guest its id.
-async fn deny(broker: &Arc<Broker>, tee: Tee, failures: Vec<Refusal>) -> ApiError {
-    broker.metrics.attestation(false);
-    let store = broker.store.clone();
-    let record =
-        move || audit::record(store.as_ref(), Event::Attest, Outcome::Denied, Some(tee), None, &failures);
-    match blocking(record).await {
-        Ok(Ok(id)) => ApiError::denied(id),
-        Ok(Err(error)) => ApiError::internal(error),
-        Err(error) => error,
-    }
+/// An attestation for the audit log.
+fn attempt(tee: Tee) -> Subject {
+    Subject { event: Event::Attest, tee: Some(tee), resource: None, guest: None }
 }
 
 /// The first algorithm that the guest offers and the broker takes; the protocol's default where it offers none.

@@ -1,34 +1,37 @@
 //! The audit log: every grant and every refusal, with the reason that only the owner learns.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use aws_lc_rs::rand;
 use sealpod_evidence::Tee;
 use sealpod_verifier::Refusal;
 use serde::Serialize;
 
+use crate::broker::{Broker, blocking, now};
+use crate::error::ApiError;
 use crate::store::{Store, StoreError};
+
+/// No text of an entry is longer, in characters.
+const MAX_TEXT: usize = 4096;
 
 /// One entry.
 #[derive(Debug, Serialize)]
-pub(crate) struct Entry<'a> {
+struct Entry<'a> {
     /// Under which a guest and its host know it.
-    pub(crate) id: String,
+    id: String,
     /// Seconds since the Unix epoch.
-    pub(crate) time: u64,
-    /// What was asked for.
-    pub(crate) event: Event,
-    /// What came of it.
-    pub(crate) outcome: Outcome,
-    /// The guest's TEE, where it is known.
+    time: u64,
+    event: Event,
+    outcome: Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tee: Option<Tee>,
-    /// The resource, where one was asked for.
+    tee: Option<Tee>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) resource: Option<&'a str>,
+    resource: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<&'a str>,
     /// Why it was refused.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    pub(crate) failures: &'a [Refusal],
+    failures: &'a [Refusal],
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -43,32 +46,93 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Outcome {
+    /// It was given.
     Granted,
+    /// It was not.
     Denied,
 }
 
+/// What somebody asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) event: Event,
+    /// The guest's TEE, where it is known.
+    pub(crate) tee: Option<Tee>,
+    /// The resource, where one was asked for.
+    pub(crate) resource: Option<String>,
+    /// The thumbprint of the key that the guest attested, where it did.
+    pub(crate) guest: Option<String>,
+}
+
+impl Broker {
+    /// Notes a grant. Nothing is given before that.
+    pub(crate) async fn grant(self: &Arc<Self>, subject: Subject) -> Result<(), ApiError> {
+        let event = subject.event;
+        self.note(subject, Outcome::Granted, Vec::new()).await?;
+        self.metrics.count(event, Outcome::Granted);
+        Ok(())
+    }
+
+    /// Notes a denial for the owner; the answer has its id and nothing more.
+    pub(crate) async fn deny(self: &Arc<Self>, subject: Subject, failures: Vec<Refusal>) -> ApiError {
+        self.metrics.count(subject.event, Outcome::Denied);
+        match self.note(subject, Outcome::Denied, failures).await {
+            Ok(id) => ApiError::denied(id),
+            Err(error) => error,
+        }
+    }
+
+    async fn note(
+        self: &Arc<Self>,
+        subject: Subject,
+        outcome: Outcome,
+        failures: Vec<Refusal>,
+    ) -> Result<String, ApiError> {
+        let store = self.store.clone();
+        let record = move || record(store.as_ref(), &subject, outcome, failures);
+        blocking(record).await?.map_err(ApiError::internal)
+    }
+}
+
 /// Appends an entry and gives its id.
-pub(crate) fn record(
+fn record(
     store: &dyn Store,
-    event: Event,
+    subject: &Subject,
     outcome: Outcome,
-    tee: Option<Tee>,
-    resource: Option<&str>,
-    failures: &[Refusal],
+    failures: Vec<Refusal>,
 ) -> Result<String, StoreError> {
-    let id = new_id();
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let entry = Entry { id: id.clone(), time, event, outcome, tee, resource, failures };
+    let failures: Vec<Refusal> = failures.into_iter().map(shortened).collect();
+    let Subject { event, tee, resource, guest } = subject;
+    let (id, time) = (new_id(), now());
+    let entry = Entry {
+        id: id.clone(),
+        time,
+        event: *event,
+        outcome,
+        tee: *tee,
+        resource: resource.as_deref(),
+        guest: guest.as_deref(),
+        failures: &failures,
+    };
     let json = serde_json::to_vec(&entry).unwrap_or_default();
     store.append_audit(&id, &json)?;
     match outcome {
-        Outcome::Granted => tracing::info!(id, ?event, resource, "granted"),
+        Outcome::Granted => tracing::info!(id, ?event, resource, guest, "granted"),
         Outcome::Denied => {
             let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
-            tracing::warn!(id, ?event, resource, reasons = reasons.join("; "), "denied");
+            tracing::warn!(id, ?event, resource, guest, reasons = reasons.join("; "), "denied");
         }
     }
     Ok(id)
+}
+
+/// What came from a guest does not fill the owner's disk.
+fn shortened(refusal: Refusal) -> Refusal {
+    let cut = |text: String| match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    };
+    Refusal { claim: cut(refusal.claim), expected: cut(refusal.expected), actual: cut(refusal.actual) }
 }
 
 fn new_id() -> String {
@@ -76,4 +140,18 @@ fn new_id() -> String {
     // Without randomness the broker does not get this far: sessions need it too.
     let _ = rand::fill(&mut bytes);
     hex::encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_sends_is_cut_before_it_is_kept() {
+        let short = Refusal::new("claim", "expected", "é".repeat(MAX_TEXT));
+        assert_eq!(shortened(short.clone()), short);
+        let long = shortened(Refusal::new("claim", "expected", "é".repeat(MAX_TEXT + 1)));
+        assert_eq!(long.actual.chars().count(), MAX_TEXT + 1);
+        assert!(long.actual.ends_with('…'));
+    }
 }

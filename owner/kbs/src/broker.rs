@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::CertificateDer;
@@ -34,6 +34,8 @@ pub struct Broker {
     pub(crate) lifetime: Duration,
     pub(crate) metrics: Metrics,
     policies: RwLock<Policies>,
+    /// Held while policies are read from the store, so that of two changes the later one is taken up last.
+    reload: Mutex<()>,
 }
 
 /// Parsed once, when they are set.
@@ -70,8 +72,17 @@ pub enum StartError {
     /// An enrolled key is not a digest.
     #[error("{0:?} is not a SHA-256 digest in hexadecimal (tpm.enrolled_aks)")]
     EnrolledKey(String),
+    /// The store cannot be opened: another process uses it, say.
+    #[error("cannot open the store {path}")]
+    Unopened {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// The store.
-    #[error(transparent)]
+    #[error("the store failed")]
     Store(#[from] StoreError),
     /// A policy in the store.
     #[error("the stored attestation policy cannot be used")]
@@ -87,16 +98,10 @@ pub enum StartError {
 impl Broker {
     /// Opens the store and reads what the configuration names.
     pub fn open(config: &Config) -> Result<Arc<Self>, StartError> {
-        if config.admin_keys.is_empty() {
-            return Err(StartError::NoAdministrator);
-        }
-        let pems = config.admin_keys.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
-        let admin = AdminKeys::new(&pems).map_err(|_| StartError::Unusable {
-            path: config.admin_keys.first().cloned().unwrap_or_default(),
-            expected: "an Ed25519 public key (PEM)",
-        })?;
-        let anchors = anchors(config)?;
-        let store: Arc<dyn Store> = Arc::new(RedbStore::open(&config.store)?);
+        let (admin, anchors) = (administrators(config)?, anchors(config)?);
+        let store = RedbStore::open(&config.store)
+            .map_err(|source| StartError::Unopened { path: config.store.clone(), source })?;
+        let store: Arc<dyn Store> = Arc::new(store);
         let policies = Policies::load(store.as_ref())?;
         Ok(Arc::new(Self {
             signer: TokenSigner::new(&signing_key(store.as_ref())?)?,
@@ -106,8 +111,19 @@ impl Broker {
             lifetime: Duration::from_secs(config.token_lifetime_seconds),
             metrics: Metrics::default(),
             policies: RwLock::new(policies),
+            reload: Mutex::default(),
             store,
         }))
+    }
+
+    /// Checks the files that a configuration names, and leaves the store alone: another broker may use it.
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        administrators(config)?;
+        anchors(config)?;
+        let folder = config.store.parent().unwrap_or(Path::new("."));
+        std::fs::metadata(folder)
+            .map_err(|source| StartError::Unreadable { path: folder.to_owned(), source })?;
+        Ok(())
     }
 
     pub(crate) fn attestation_policy(&self) -> (Policy, Arc<ReferenceValues>) {
@@ -121,9 +137,9 @@ impl Broker {
 
     /// Takes up what an administrator changed in the store.
     pub(crate) fn reload_policies(&self) -> Result<(), StartError> {
-        // The lock is held while reading, so that of two changes the later one is taken up last.
-        let mut policies = self.policies.write().unwrap_or_else(PoisonError::into_inner);
-        *policies = Policies::load(self.store.as_ref())?;
+        let _turn = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let policies = Policies::load(self.store.as_ref())?;
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = policies;
         Ok(())
     }
 }
@@ -170,6 +186,20 @@ fn signing_key(store: &dyn Store) -> Result<Secret, StartError> {
     let key = TokenSigner::generate()?;
     store.set(Kind::Setting, &[(SIGNING_KEY, key.as_bytes())])?;
     Ok(key)
+}
+
+fn administrators(config: &Config) -> Result<AdminKeys, StartError> {
+    if config.admin_keys.is_empty() {
+        return Err(StartError::NoAdministrator);
+    }
+    let mut keys = AdminKeys::default();
+    for path in &config.admin_keys {
+        keys.add(&read(path)?).map_err(|_| StartError::Unusable {
+            path: path.clone(),
+            expected: "an Ed25519 public key (PEM)",
+        })?;
+    }
+    Ok(keys)
 }
 
 fn anchors(config: &Config) -> Result<TrustAnchors, StartError> {

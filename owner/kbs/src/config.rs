@@ -24,7 +24,7 @@ pub struct Config {
     /// Whether evidence that proves nothing is taken. For tests.
     #[serde(default)]
     pub allow_sample: bool,
-    /// How long an attestation is good for, in seconds.
+    /// How long an attestation is good for, in seconds: 1 to 86400, 300 where nothing is said.
     #[serde(default = "default_lifetime")]
     pub token_lifetime_seconds: u64,
 }
@@ -71,7 +71,13 @@ pub enum ConfigError {
         /// Where and why.
         source: toml::de::Error,
     },
+    /// An attestation would be good for no time, or for too long.
+    #[error("token_lifetime_seconds is {0}, expected 1 to {MAX_LIFETIME}")]
+    Lifetime(u64),
 }
+
+/// No attestation is good for longer, in seconds.
+const MAX_LIFETIME: u64 = 86_400;
 
 fn default_lifetime() -> u64 {
     300
@@ -84,6 +90,9 @@ impl Config {
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         let mut config: Self = toml::from_str(&text)
             .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })?;
+        if !(1..=MAX_LIFETIME).contains(&config.token_lifetime_seconds) {
+            return Err(ConfigError::Lifetime(config.token_lifetime_seconds));
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         let resolve = |path: &mut PathBuf| *path = folder.join(&*path);
         resolve(&mut config.store);
@@ -121,5 +130,13 @@ mod tests {
     fn an_unknown_field_is_an_error_that_names_it() {
         let error = read(&format!("{MINIMAL}allow_samples = true\n")).unwrap_err().to_string();
         assert!(error.contains("allow_samples"), "{error}");
+    }
+
+    #[test]
+    fn a_lifetime_of_nothing_or_of_for_ever_is_refused() {
+        for wrong in [0, MAX_LIFETIME + 1] {
+            assert!(read(&format!("{MINIMAL}token_lifetime_seconds = {wrong}\n")).is_err());
+        }
+        assert!(read(&format!("{MINIMAL}token_lifetime_seconds = {MAX_LIFETIME}\n")).is_ok());
     }
 }

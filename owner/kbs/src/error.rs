@@ -60,6 +60,16 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "Timeout", "the request took too long")
     }
 
+    /// A request that was refused before anything looked at it.
+    pub(crate) fn refused(status: StatusCode) -> Self {
+        let name = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => "TooLarge",
+            StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+            _ => "InvalidRequest",
+        };
+        Self::new(status, name, status.canonical_reason().unwrap_or("the request was refused"))
+    }
+
     /// A fault of the broker's own, which its log explains.
     pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
         tracing::error!(%error, "a request failed");

@@ -32,21 +32,11 @@ pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
     if configuration.exists() {
         bail!("{} exists already; remove it or choose another folder", configuration.display());
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-
     let admin = KeyPair::generate_for(&PKCS_ED25519)?;
-    write(&folder.join("admin.key"), admin.serialize_pem().as_bytes(), 0o600)?;
-    write(&folder.join("admin.pub"), admin.public_key_pem().as_bytes(), 0o644)?;
-
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let certificate = CertificateParams::new(options.hosts.clone())?.self_signed(&key)?;
-    write(&folder.join("tls.key"), key.serialize_pem().as_bytes(), 0o600)?;
-    write(&folder.join("tls.crt"), certificate.pem().as_bytes(), 0o644)?;
-
+    let certificate = CertificateParams::new(options.hosts.clone())
+        .and_then(|parameters| parameters.self_signed(&key))
+        .with_context(|| format!("no certificate can be made for {}", options.hosts.join(", ")))?;
     let ek_roots = options
         .tpm_ek_roots
         .iter()
@@ -62,6 +52,16 @@ pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
         allow_sample: false,
         token_lifetime_seconds: 300,
     };
+
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    write(&folder.join("admin.key"), admin.serialize_pem().as_bytes(), 0o600)?;
+    write(&folder.join("admin.pub"), admin.public_key_pem().as_bytes(), 0o644)?;
+    write(&folder.join("tls.key"), key.serialize_pem().as_bytes(), 0o600)?;
+    write(&folder.join("tls.crt"), certificate.pem().as_bytes(), 0o644)?;
     write(&configuration, toml::to_string(&config)?.as_bytes(), 0o644)?;
     Ok(configuration)
 }

@@ -1,5 +1,6 @@
 //! `sealpod-kbs`: the key broker's program.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,13 +93,19 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Check { config } => {
-            Broker::open(&Config::read(&config)?)?;
+            let checked = Config::read(&config)?;
+            Broker::check(&checked)?;
+            server::check(&checked)?;
             println!("{} is good", config.display());
             Ok(())
         }
         Command::Serve { config, address_file } => {
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .init();
             let config = Config::read(&config)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(serve(&config, address_file))

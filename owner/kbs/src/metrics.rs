@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::audit::{Event, Outcome};
+
 /// What is counted.
 #[derive(Default)]
 pub(crate) struct Metrics {
@@ -17,13 +19,13 @@ impl Metrics {
         self.challenges.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn attestation(&self, granted: bool) {
-        let counter = if granted { &self.attestations_granted } else { &self.attestations_denied };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn resource(&self, granted: bool) {
-        let counter = if granted { &self.resources_granted } else { &self.resources_denied };
+    pub(crate) fn count(&self, event: Event, outcome: Outcome) {
+        let counter = match (event, outcome) {
+            (Event::Attest, Outcome::Granted) => &self.attestations_granted,
+            (Event::Attest, Outcome::Denied) => &self.attestations_denied,
+            (Event::Resource, Outcome::Granted) => &self.resources_granted,
+            (Event::Resource, Outcome::Denied) => &self.resources_denied,
+        };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 

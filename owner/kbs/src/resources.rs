@@ -13,9 +13,9 @@ use sealpod_kbs_protocol::jwe::Jwe;
 use sealpod_verifier::Refusal;
 use zeroize::Zeroizing;
 
-use crate::administration::{bearer, require_admin};
+use crate::admin_key::{Admin, bearer};
 use crate::attestation::session_cookie;
-use crate::audit::{self, Event, Outcome};
+use crate::audit::{Event, Subject};
 use crate::broker::{Broker, blocking};
 use crate::error::ApiError;
 use crate::session::Attested;
@@ -40,35 +40,34 @@ pub(crate) async fn get(
         let (path, ear) = (path.clone(), attested.ear.clone());
         blocking(move || policy.allows(&ear, &path)).await?
     };
-    let failures = match allowed {
-        Ok(true) => vec![],
-        Ok(false) => vec![Refusal::new("resource policy", "allow", "not allowed")],
-        Err(error) => vec![Refusal::new("resource policy", "a policy that can be evaluated", error)],
+    let refusal = match allowed {
+        Ok(true) => None,
+        Ok(false) => Some(Refusal::new("resource policy", "allow", "not allowed")),
+        Err(error) => Some(Refusal::new("resource policy", "a policy that can be evaluated", error)),
     };
-    let outcome = if failures.is_empty() { Outcome::Granted } else { Outcome::Denied };
+    let subject = Subject {
+        event: Event::Resource,
+        tee: None,
+        resource: Some(path.to_string()),
+        guest: Some(attested.key.thumbprint()),
+    };
     // A guest that may not have it does not learn whether it is there.
-    let secret = match outcome {
-        Outcome::Granted => Some(find(&broker, &path).await?),
-        Outcome::Denied => None,
-    };
-    let (store, name) = (broker.store.clone(), path.to_string());
-    let record =
-        move || audit::record(store.as_ref(), Event::Resource, outcome, None, Some(&name), &failures);
-    let id = blocking(record).await?.map_err(ApiError::internal)?;
-    broker.metrics.resource(secret.is_some());
-    let Some(secret) = secret else { return Err(ApiError::denied(id)) };
-    let jwe = Jwe::seal(&attested.key, &secret).map_err(ApiError::malformed)?;
+    if let Some(refusal) = refusal {
+        return Err(broker.deny(subject, vec![refusal]).await);
+    }
+    let secret = find(&broker, &path).await?;
+    let jwe = blocking(move || Jwe::seal(&attested.key, &secret)).await?.map_err(ApiError::malformed)?;
+    broker.grant(subject).await?;
     Ok(Json(jwe).into_response())
 }
 
 /// `POST resource/{repository}/{type}/{tag}`, by the administrator.
 pub(crate) async fn set(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
     Path(parts): Path<Parts>,
-    headers: HeaderMap,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    require_admin(&broker, &headers)?;
     let name = path(&parts)?.to_string();
     let store = broker.store.clone();
     blocking(move || store.set(Kind::Resource, &[(&name, &body)])).await?.map_err(ApiError::internal)?;
@@ -77,11 +76,10 @@ pub(crate) async fn set(
 
 /// `DELETE resource/{repository}/{type}/{tag}`, by the administrator.
 pub(crate) async fn delete(
+    _: Admin,
     State(broker): State<Arc<Broker>>,
     Path(parts): Path<Parts>,
-    headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
-    require_admin(&broker, &headers)?;
     let name = path(&parts)?.to_string();
     let (store, removed) = (broker.store.clone(), name.clone());
     match blocking(move || store.remove(Kind::Resource, &removed)).await?.map_err(ApiError::internal)? {
@@ -91,14 +89,9 @@ pub(crate) async fn delete(
 }
 
 /// `GET resource`, by the administrator: all paths.
-pub(crate) async fn list(
-    State(broker): State<Arc<Broker>>,
-    headers: HeaderMap,
-) -> Result<Json<Vec<String>>, ApiError> {
-    require_admin(&broker, &headers)?;
+pub(crate) async fn list(_: Admin, State(broker): State<Arc<Broker>>) -> Result<Json<Vec<String>>, ApiError> {
     let store = broker.store.clone();
-    let entries = blocking(move || store.list(Kind::Resource)).await?.map_err(ApiError::internal)?;
-    Ok(Json(entries.into_iter().map(|(name, _)| name).collect()))
+    Ok(Json(blocking(move || store.names(Kind::Resource)).await?.map_err(ApiError::internal)?))
 }
 
 /// Who asks: an attested session, or the bearer of a token of ours.

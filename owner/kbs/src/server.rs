@@ -22,12 +22,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::broker::Broker;
 use crate::config::{Config, Tls};
-use crate::routes::router;
+use crate::routes::{REQUEST_LIMIT, router};
 
 /// At most so many connections at a time; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 512;
 /// A client that does not get on with its handshake or header is dropped.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// A connection is used for so long; a client that goes on makes another.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 /// How long open connections get to end after the signal.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -56,10 +58,13 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
-        let place = places.clone().acquire_owned().await?;
-        let socket = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => socket,
+        let accept = async {
+            let place = places.clone().acquire_owned().await?;
+            listener.accept().await.map(|(socket, _)| (socket, place)).map_err(anyhow::Error::from)
+        };
+        let (socket, place) = tokio::select! {
+            accepted = accept => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, say: others end meanwhile.
                     tracing::warn!(%error, "a connection was not accepted");
@@ -85,6 +90,11 @@ pub async fn serve(
         tracing::warn!("connections that did not end in time are cut");
     }
     Ok(())
+}
+
+/// Checks that the configured certificate can be used.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    config.tls.as_ref().map(acceptor).transpose().map(drop)
 }
 
 /// Writes the address where others wait for it, all at once.
@@ -124,9 +134,12 @@ where
     tokio::pin!(served);
     tokio::select! {
         result = served.as_mut() => return Ok(result?),
-        _ = ending.wait_for(|ending| *ending) => served.as_mut().graceful_shutdown(),
+        _ = ending.wait_for(|ending| *ending) => {}
+        () = tokio::time::sleep(CONNECTION_LIMIT) => {}
     }
-    Ok(served.await?)
+    served.as_mut().graceful_shutdown();
+    // Whoever does not take the answer to the last request either is cut off.
+    Ok(tokio::time::timeout(REQUEST_LIMIT, served).await??)
 }
 
 fn acceptor(tls: &Tls) -> anyhow::Result<TlsAcceptor> {

@@ -1,7 +1,10 @@
 //! What outlasts the process. A write is durable when it returns.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 const RESOURCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("resources");
@@ -23,7 +26,7 @@ pub(crate) enum Kind {
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the store failed: {0}")]
+#[error(transparent)]
 pub struct StoreError(#[from] redb::Error);
 
 /// Keeps named entries and the audit log. Every write is one durable transaction.
@@ -34,6 +37,8 @@ pub(crate) trait Store: Send + Sync {
     fn set(&self, kind: Kind, entries: &[(&str, &[u8])]) -> Result<(), StoreError>;
     /// Removes an entry; whether it was there.
     fn remove(&self, kind: Kind, name: &str) -> Result<bool, StoreError>;
+    /// All names, in order.
+    fn names(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
     /// All entries in the order of their names.
     fn list(&self, kind: Kind) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
     /// Appends to the audit log.
@@ -60,9 +65,19 @@ impl Kind {
 }
 
 impl RedbStore {
-    /// Opens the store, making it where there is none.
+    /// Opens the store, making it where there is none: readable by its user alone.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path).map_err(redb::Error::from)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(redb::Error::from)?;
+        let database = Database::builder()
+            .create_with_backend(FileBackend::new(file).map_err(redb::Error::from)?)
+            .map_err(redb::Error::from)?;
         let store = Self { database };
         store.write(|transaction| {
             for kind in [Kind::Resource, Kind::Setting, Kind::ReferenceValue] {
@@ -131,6 +146,17 @@ impl Store for RedbStore {
         })
     }
 
+    fn names(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
+        self.read(|transaction| {
+            let table = transaction.open_table(kind.table())?;
+            table
+                .iter()?
+                .map(|entry| entry.map(|(name, _)| name.value().to_owned()))
+                .collect::<Result<_, _>>()
+                .map_err(redb::Error::from)
+        })
+    }
+
     fn append_audit(&self, id: &str, entry: &[u8]) -> Result<(), StoreError> {
         self.write(|transaction| {
             let mut audit = transaction.open_table(AUDIT)?;
@@ -172,6 +198,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_else_reads_the_store() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.redb");
+        RedbStore::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
     fn what_was_written_is_there_after_the_store_was_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.redb");
@@ -185,6 +221,7 @@ mod tests {
         assert!(store.remove(Kind::Resource, "a/b/c").unwrap());
         assert!(!store.remove(Kind::Resource, "a/b/c").unwrap());
         assert_eq!(store.list(Kind::Resource).unwrap(), [("a/b/d".to_owned(), b"2".to_vec())]);
+        assert_eq!(store.names(Kind::Resource).unwrap(), ["a/b/d"]);
         assert_eq!(store.audit_entry("two").unwrap().unwrap(), b"second");
         assert_eq!(store.latest_audit(1).unwrap(), [b"second"]);
     }

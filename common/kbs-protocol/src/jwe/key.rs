@@ -1,6 +1,7 @@
 //! The guest's key pair of one attestation, and its public half as the wire has it.
 
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
+use aws_lc_rs::digest;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{
     OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents,
@@ -8,6 +9,7 @@ use aws_lc_rs::rsa::{
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::agreement::{self, EphemeralKey};
@@ -56,6 +58,17 @@ impl TeePublicKey {
         match self {
             Self::EC { alg, .. } | Self::RSA { alg, .. } => alg,
         }
+    }
+
+    /// The key's thumbprint (RFC 7638) with SHA-256, hexadecimal.
+    pub fn thumbprint(&self) -> String {
+        // The required members in lexicographic order.
+        let members = match self {
+            Self::EC { crv, x, y, .. } => json!({ "crv": crv, "kty": "EC", "x": x, "y": y }),
+            Self::RSA { n, e, .. } => json!({ "e": e, "kty": "RSA", "n": n }),
+        };
+        let digest = digest::digest(&digest::SHA256, members.to_string().as_bytes());
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Wraps a content key for this key.
@@ -144,6 +157,19 @@ mod tests {
             pem.starts_with("-----BEGIN PRIVATE KEY-----\nM") && pem.ends_with("-----END PRIVATE KEY-----\n")
         );
         assert_eq!(format!("{:?}", Secret::new(pem.into_bytes())), "Secret(..)");
+    }
+
+    #[test]
+    fn the_example_of_rfc_7638_has_its_thumbprint() {
+        let n = concat!(
+            "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMs",
+            "tn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbI",
+            "SD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
+        );
+        let key = TeePublicKey::RSA { alg: RSA_OAEP_256.into(), n: n.into(), e: "AQAB".into() };
+        let expected = URL_SAFE_NO_PAD.decode("NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs").unwrap();
+        let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(key.thumbprint(), expected);
     }
 
     #[test]
