@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::rootfs::{Folders, RUNTIME, create_folder};
 use super::spec::{self, ImageProcess, UserJson};
 use super::user::{self, User};
-use super::workload::{NOT_RUNNABLE, Workload};
+use super::workload::{COMPLAINT, Workload};
 use crate::failure::chain;
 
 /// The argument that makes this program a helper; the channel's descriptor follows.
@@ -178,11 +178,12 @@ fn io_while(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
 impl Error {
     fn report(&self) -> Report {
         let message = chain(self);
+        if let (Self::Runtime(_), Some((_, complaint))) = (self, message.rsplit_once(COMPLAINT)) {
+            return Report::Failed { kind: FailureKind::Invalid, message: complaint.into() };
+        }
         let kind = match self {
             Self::Specification(_) | Self::User(_) => FailureKind::Invalid,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Exhausted,
-            // The runtime passes our workload's complaint on as text only.
-            Self::Runtime(_) if message.contains(NOT_RUNNABLE) => FailureKind::Invalid,
             _ => FailureKind::Internal,
         };
         Report::Failed { kind, message }

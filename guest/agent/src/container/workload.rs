@@ -15,8 +15,9 @@ use rustix::fs::{Access, access};
 
 use super::seccomp;
 
-/// What the complaint about a program that cannot run contains.
-pub(super) const NOT_RUNNABLE: &str = "is not a program of the image";
+/// What the complaint about a program that cannot run begins with. The runtime library passes it on as text only,
+/// among words of its own.
+pub(super) const COMPLAINT: &str = "cannot be run: ";
 
 /// Runs a container's program.
 #[derive(Clone)]
@@ -38,7 +39,8 @@ impl Executor for Workload {
         match is_runnable(program, path) {
             true => Ok(()),
             false => {
-                let complaint = format!("{program:?} {NOT_RUNNABLE} that its user may run");
+                let complaint =
+                    format!("{COMPLAINT}{program:?} is not a program of the image that its user may run");
                 Err(ExecutorValidationError::ArgValidationError(complaint))
             }
         }
