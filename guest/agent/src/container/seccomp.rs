@@ -16,6 +16,8 @@ const ENOSYS: u32 = 38;
 /// The address family of vsock, which leads out of the guest to the host. (`socketcall`, the old way to every
 /// family, whose arguments no filter can see, is not on the list for its sake.)
 const AF_VSOCK: u64 = 40;
+/// Which argument of `clone` has the flags.
+const CLONE_FLAGS: usize = if cfg!(target_arch = "s390x") { 1 } else { 0 };
 /// `CLONE_NEW*`: namespaces are the agent's business.
 const NAMESPACE_FLAGS: u64 = 0x7E02_0000;
 /// What `personality` may be asked for: Linux, 32 bit, no randomisation off, and a query.
@@ -27,7 +29,7 @@ pub(super) fn profile() -> Result<LinuxSeccomp, OciSpecError> {
         rule(ALLOWED, &[])?,
         // Checked by flags: plain processes and threads, no namespaces. The flags of clone3 are in memory,
         // where no filter can see them.
-        rule(&["clone"], &[masked(0, NAMESPACE_FLAGS, 0)?])?,
+        rule(&["clone"], &[masked(CLONE_FLAGS, NAMESPACE_FLAGS, 0)?])?,
         LinuxSyscallBuilder::default()
             .names(vec!["clone3".to_owned()])
             .action(LinuxSeccompAction::ScmpActErrno)
@@ -41,9 +43,20 @@ pub(super) fn profile() -> Result<LinuxSeccomp, OciSpecError> {
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(EPERM)
-        .architectures(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32])
+        .architectures(architectures())
         .syscalls(rules)
         .build()
+}
+
+/// What programs may be compiled for: what the processor runs.
+fn architectures() -> Vec<Arch> {
+    match std::env::consts::ARCH {
+        "x86_64" => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
+        "aarch64" => vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+        "s390x" => vec![Arch::ScmpArchS390x, Arch::ScmpArchS390],
+        // Its own only.
+        _ => Vec::new(),
+    }
 }
 
 fn rule(names: &[&str], arguments: &[LinuxSeccompArg]) -> Result<LinuxSyscall, OciSpecError> {
