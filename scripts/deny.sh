@@ -3,14 +3,16 @@
 set -euo pipefail
 
 version=0.20.2
-if ! cargo deny --version 2>/dev/null | grep -q "$version"; then
-  cargo install --quiet --locked --version "$version" cargo-deny
+# By its path: another cargo-deny may come first in PATH.
+deny=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-deny
+if ! "$deny" --version 2>/dev/null | grep -q "$version"; then
+  cargo install --quiet --locked --force --version "$version" cargo-deny
 fi
-cargo deny --locked check bans licenses sources
+"$deny" --locked check bans licenses sources
 
 # The advisories' database is fetched from its repository, which not every machine reaches.
 if timeout 20 git ls-remote --quiet https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
-  cargo deny --locked check advisories
+  "$deny" --locked check advisories
 else
   echo "note: advisories not checked: their database cannot be reached from here"
 fi

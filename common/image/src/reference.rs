@@ -10,6 +10,8 @@ const DEFAULT_NAMESPACE: &str = "library";
 const DEFAULT_TAG: &str = "latest";
 const MAX_NAME_LENGTH: usize = 255;
 const MAX_TAG_LENGTH: usize = 128;
+/// Of an image's identifier: SHA-256 in hexadecimal.
+const IDENTIFIER_LENGTH: usize = 64;
 
 /// An image's full name: `registry/repository[:tag][@digest]`, with a tag, a digest or both.
 ///
@@ -88,6 +90,9 @@ impl Reference {
     }
 
     fn parse_parts(text: &str) -> Result<(Self, Option<Digest>), ReferenceError> {
+        if text.len() == IDENTIFIER_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(ReferenceError::Identifier);
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.parse().map_err(ReferenceError::Digest)?)),
             None => (text, None),
@@ -159,6 +164,9 @@ pub enum ReferenceError {
     /// What follows `@` is not a digest.
     #[error("image reference: {0}")]
     Digest(#[source] DigestError),
+    /// An image's identifier, which names nothing in a registry.
+    #[error("image reference: 64 hexadecimal digits are an identifier, expected a name")]
+    Identifier,
     /// Registry and repository together are too long.
     #[error("image reference: the name has {actual} characters, at most {MAX_NAME_LENGTH} are allowed")]
     TooLong {

@@ -146,6 +146,7 @@ fn acceptor(tls: &Tls) -> anyhow::Result<TlsAcceptor> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.certificate)
         .and_then(Iterator::collect)
         .map_err(|error| anyhow::anyhow!("{} is no certificate (PEM): {error}", tls.certificate.display()))?;
+    anyhow::ensure!(!chain.is_empty(), "{} is no certificate (PEM)", tls.certificate.display());
     let key = PrivateKeyDer::from_pem_file(&tls.key)
         .map_err(|error| anyhow::anyhow!("{} is no private key (PEM): {error}", tls.key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -1,0 +1,8 @@
+//! The real program over HTTP and HTTPS: guests, owners, and those who are neither.
+
+mod administration;
+mod durability;
+mod handshake;
+mod program;
+mod resources;
+mod support;
