@@ -19,7 +19,7 @@ build: setup ## Build the programs that run outside the guest
 	cargo build --release --locked -p sealpod-cli -p sealpod-kbs
 
 $(AGENT): FORCE
-	RUSTFLAGS='-C target-feature=+crt-static' \
+	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no' \
 		cargo build --profile guest --locked --target $(GUEST_TARGET) -p sealpod-agent
 
 guest: build $(AGENT) ## Build the measured guest: kernel, initrd, command line

@@ -10,6 +10,10 @@ pub(crate) enum Exit {
     Failed = 1,
     /// `run` and `exec`: the pod could not be started or reached, as with `podman run`.
     Pod = 125,
+    /// `run` and `exec`: the command is no program that can be run.
+    NotExecutable = 126,
+    /// `run` and `exec`: the image has no such command.
+    NotFound = 127,
     /// Interrupted by the user.
     Interrupted = 130,
 }
@@ -37,6 +41,11 @@ impl Error {
     pub(crate) fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
+    }
+
+    /// The exit code of a command whose container's own exit codes must not be mistaken for its failures.
+    pub(crate) fn of_pod(self) -> Self {
+        if self.exit == Exit::Failed { self.exit(Exit::Pod) } else { self }
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -76,7 +85,9 @@ impl Error {
 
 impl<E: Into<anyhow::Error>> From<E> for Error {
     fn from(cause: E) -> Self {
-        Self { cause: cause.into(), hint: None, exit: Exit::Failed }
+        let cause = cause.into();
+        let hint = cause.downcast_ref::<sealpod_sandbox::Error>().and_then(sealpod_sandbox::Error::hint);
+        Self { cause, hint, exit: Exit::Failed }
     }
 }
 
@@ -84,7 +95,6 @@ impl<E: Into<anyhow::Error>> From<E> for Error {
 pub(crate) trait Context<T> {
     fn context(self, what: impl std::fmt::Display) -> Result<T>;
     fn hint(self, hint: impl Into<String>) -> Result<T>;
-    fn exit(self, exit: Exit) -> Result<T>;
 }
 
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
@@ -97,9 +107,5 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 
     fn hint(self, hint: impl Into<String>) -> Result<T> {
         self.map_err(|error| error.into().hint(hint))
-    }
-
-    fn exit(self, exit: Exit) -> Result<T> {
-        self.map_err(|error| error.into().exit(exit))
     }
 }

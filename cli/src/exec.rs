@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use sealpod_agent_protocol::{ExecProcess, ProcessRef, Request};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pod::streams::{Attachment, attend};
 use crate::pod::{CONTAINER, agent_error, control};
 use crate::run::environment;
@@ -16,7 +16,8 @@ use crate::run::environment;
   sealpod exec web -- ls -l /www
   sealpod exec -it web -- sh
 
-The exit status is the command's; 125 if the pod cannot be reached or refuses.")]
+The exit status is the command's; 125 if the pod cannot be reached or refuses, 126 if the command
+cannot be executed, 127 if the image does not have it.")]
 pub(crate) struct ExecArgs {
     /// The pod's name, as `sealpod ps` shows it
     pod: String,
@@ -41,6 +42,10 @@ pub(crate) struct ExecArgs {
 }
 
 pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode> {
+    execute(args).await.map_err(Error::of_pod)
+}
+
+async fn execute(args: ExecArgs) -> Result<ExitCode> {
     let agent = control::connect(&args.pod).await?;
     let exec = format!("exec-{:08x}", std::process::id());
     let process = ProcessRef { container: CONTAINER.into(), exec: Some(exec.clone()) };

@@ -29,6 +29,7 @@ enum GuestCommand {
     /// Compute from a guest's files alone what a machine that boots it will measure
     Measure {
         /// The guest's folder
+        #[arg(env = "SEALPOD_GUEST")]
         folder: Option<PathBuf>,
         /// Print JSON, as `sealpod kbs reference-value set --from` reads it
         #[arg(long)]
@@ -144,7 +145,7 @@ pub(crate) fn cache_folder() -> PathBuf {
 
 /// What a machine that boots this guest will measure.
 pub(crate) fn measure(folder: &Path) -> Result<Measurements> {
-    let guest = GuestImage::open(folder).context(format!("{} is no guest", folder.display()))?;
+    let guest = GuestImage::open(folder)?;
     let read = |path: &Path| std::fs::read(path).context(format!("cannot read {}", path.display()));
     let files = GuestFiles {
         firmware: &read(&guest.firmware)?,

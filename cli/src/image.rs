@@ -93,10 +93,10 @@ struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The entrypoint, word by word
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, allow_hyphen_values = true, value_name = "WORD")]
     entrypoint: Vec<String>,
     /// The command, word by word
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, allow_hyphen_values = true, value_name = "WORD")]
     cmd: Vec<String>,
     /// A variable of the environment
     #[arg(short, long, value_name = "NAME=VALUE")]

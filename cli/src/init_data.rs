@@ -149,6 +149,10 @@ impl Source {
     /// The same options always give the same bytes, so that a digest can be registered beforehand.
     pub(crate) fn create(&self) -> Result<Option<String>> {
         let Some(url) = &self.kbs else { return Ok(None) };
+        if !url.starts_with("https://") && !url.starts_with("http://") {
+            return Err(Error::new(format!("{url:?} is no address of a key broker"))
+                .hint("as https://broker.example:8080"));
+        }
         let attestation_agent = AttestationAgent {
             token_configs: TokenConfigs {
                 kbs: KbsConfig { url, cert: self.kbs_certificate.as_ref().map(read).transpose()? },
@@ -156,7 +160,7 @@ impl Source {
         };
         let (uri, inline) = match &self.image_policy {
             Some(uri) if uri.starts_with("kbs://") => (Some(uri.clone()), None),
-            Some(file) => (None, Some(read(&PathBuf::from(file))?)),
+            Some(file) => (None, Some(read_image_policy(&PathBuf::from(file))?)),
             None => (None, None),
         };
         let data_hub = DataHub {
@@ -174,7 +178,7 @@ impl Source {
             data: Data {
                 attestation_agent: toml::to_string(&attestation_agent)?,
                 data_hub: toml::to_string(&data_hub)?,
-                agent_policy: self.agent_policy.as_ref().map(read).transpose()?,
+                agent_policy: self.agent_policy.as_ref().map(read_agent_policy).transpose()?,
             },
         };
         // One line end, as `create` prints it: the digest covers every byte.
@@ -184,6 +188,19 @@ impl Source {
 
 fn read(path: &PathBuf) -> Result<String> {
     std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))
+}
+
+/// A policy that the guest would refuse is refused here, where its author sits.
+fn read_agent_policy(path: &PathBuf) -> Result<String> {
+    let rego = read(path)?;
+    sealpod_agent_policy::Policy::new(Some(&rego)).context(path.display())?;
+    Ok(rego)
+}
+
+fn read_image_policy(path: &PathBuf) -> Result<String> {
+    let json = read(path)?;
+    sealpod_image::policy::Policy::parse(&json).context(path.display())?;
+    Ok(json)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `sealpod run`: an image in a measured VM, as `podman run` would show it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use sealpod_agent_protocol::{
     CallError, Client, ContainerRef, CreateContainer, Failure, HostEntry, ProcessRef, PullImage, PulledImage,
     Reply, Request, Resources, StartPod,
 };
+use sealpod_evidence::init_data::InitData;
+use sealpod_image::reference::Reference;
 use sealpod_sandbox::{Accelerator, GuestImage, PortForward, Sandbox, SandboxConfig, Tpm};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,8 +30,8 @@ use crate::pod::{CONTAINER, agent_error, control, data_folder};
   sealpod run --init-data web.toml --port 8080:80 registry.example/web:1
   sealpod run -it --init-data debug.toml registry.example/tools -- sh
 
-The exit status is the container's; 125 if the pod or its command did not start. In the guest,
-10.0.2.2 is this machine's loopback.")]
+The exit status is the container's; 125 if the pod did not start, 126 if the command cannot be
+executed, 127 if the image does not have it. In the guest, 10.0.2.2 is this machine's loopback.")]
 pub(crate) struct RunArgs {
     /// The image, as registry.example/repository:tag
     image: String,
@@ -117,7 +119,7 @@ struct Report {
 /// Runs the pod and gives the container's exit status.
 pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     let mut report = Report::default();
-    let outcome = run_pod(&args, &mut report).await;
+    let outcome = run_pod(&args, &mut report).await.map_err(Error::of_pod);
     if let Some(path) = &args.report {
         report.error = outcome.as_ref().err().map(Error::message);
         let json = serde_json::to_vec_pretty(&report)?;
@@ -149,7 +151,7 @@ async fn run_pod(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
     };
     let outcome = tokio::select! {
         outcome = attend(&agent, &process, attachment, start) => outcome,
-        reason = sandbox.exited() => Err(Error::new(format!("the VM ended: {reason}")).exit(Exit::Pod)),
+        reason = sandbox.exited() => Err(Error::new(format!("the VM ended: {reason}"))),
     };
     sandbox.stop().await;
     let outcome = outcome?;
@@ -165,15 +167,16 @@ async fn run_pod(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
 
 /// From nothing to a container that only needs to be started.
 async fn prepare(args: &RunArgs, report: &mut Report) -> Result<Prepared> {
+    Reference::parse(&args.image).context(format!("{:?}", args.image))?;
     let init_data = match &args.init_data {
-        Some(path) => Some(std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))?),
+        Some(path) => Some(read_init_data(path)?),
         None => args.parts.create()?,
     };
     let container = create_request(args)?;
     let guest = crate::guest::folder(args.guest.as_deref())?;
-    let guest =
-        GuestImage::open(&guest).context(format!("{} is no guest", guest.display())).exit(Exit::Pod)?;
+    let guest = GuestImage::open(&guest)?;
     let name = args.name.clone().map_or_else(random_name, Ok)?;
+    control::check_free(&name)?;
     report.name.clone_from(&name);
 
     let progress = Progress::start("booting the VM");
@@ -199,7 +202,7 @@ async fn prepare(args: &RunArgs, report: &mut Report) -> Result<Prepared> {
     let pull = PullImage { image: args.image.clone() };
     match ask(&agent, Request::PullImage(pull), report).await? {
         Reply::Image(image) => report.image = Some(image),
-        other => return Err(Error::new(format!("the agent answered a pull with {other:?}")).exit(Exit::Pod)),
+        other => return Err(Error::new(format!("the agent answered a pull with {other:?}"))),
     }
     report.stages_ms.insert("image", milliseconds(began.elapsed()));
 
@@ -220,7 +223,7 @@ async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -
         ..SandboxConfig::new(guest)
     };
     progress.say("booting the VM");
-    Sandbox::start(config).await.exit(Exit::Pod)
+    Ok(Sandbox::start(config).await?)
 }
 
 /// A call of the agent's whose refusal goes into the report.
@@ -231,6 +234,13 @@ async fn ask(agent: &Client, request: Request, report: &mut Report) -> Result<Re
         }
         agent_error(error)
     })
+}
+
+/// Init data that no guest would take is refused before one boots.
+fn read_init_data(path: &Path) -> Result<String> {
+    let raw = std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))?;
+    InitData::parse(&raw).context(format!("{} is no init data", path.display()))?;
+    Ok(raw)
 }
 
 fn create_request(args: &RunArgs) -> Result<CreateContainer> {

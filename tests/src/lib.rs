@@ -1,7 +1,15 @@
-//! What the end-to-end tests share: the programs under test.
+//! What the end-to-end tests share: the programs under test, an owner with a registry and a key broker, and pods.
+
+mod owner;
+mod pod;
+mod service;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+pub use owner::{ImageOptions, InitData, LOOPBACK_IN_GUEST, Owner};
+pub use pod::{Exited, Pod};
+pub use service::Service;
 
 /// The repository's folder.
 pub fn repository() -> PathBuf {
@@ -40,4 +48,19 @@ pub fn sealpod() -> Command {
     let mut command = Command::new(program("sealpod"));
     command.env("SEALPOD_GUEST", guest());
     command
+}
+
+/// Asserts that no process has a path of this folder on its command line.
+///
+/// # Panics
+///
+/// Where one has.
+pub fn assert_no_process_mentions(folder: &Path) {
+    let folder = folder.to_string_lossy().into_owned();
+    for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
+        // A process may end between being listed and being read.
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        assert!(!line.contains(&folder), "still running: {line}");
+    }
 }

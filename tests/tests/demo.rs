@@ -1,8 +1,6 @@
 //! The whole story on real parts: key broker, registry, measured VMs with TPMs, containers, and the attacks.
 
-use std::path::Path;
-
-use sealpod_tests::sealpod;
+use sealpod_tests::{assert_no_process_mentions, sealpod};
 use serde_json::Value;
 
 #[test]
@@ -38,16 +36,6 @@ fn the_demo_does_what_it_says_and_leaves_nothing_behind() {
 
     let left: Vec<_> = std::fs::read_dir(&temporary).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+    // Every program of the demo has a file of its own in the temporary folder on its command line.
     assert_no_process_mentions(&temporary);
-}
-
-/// Every program of the demo has a file of its own in the temporary folder on its command line.
-fn assert_no_process_mentions(folder: &Path) {
-    let folder = folder.to_string_lossy().into_owned();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        // A process may end between being listed and being read.
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        assert!(!line.contains(&folder), "still running: {line}");
-    }
 }

@@ -46,14 +46,14 @@ pub(super) async fn changed_guests(
 
     let rebuilt = copy_guest(guest, &folder.join("guest-rebuilt"))?;
     let initrd = rebuilt.join(json.get("initrd").and_then(Value::as_str).unwrap_or_default());
-    let mut bytes = std::fs::read(&initrd)?;
-    // The last digit of the first file's time (cpio newc): everything still works, one bit differs.
-    let digit = bytes.get_mut(53).ok_or_else(|| Error::new("the initrd is empty"))?;
-    *digit ^= 1;
+    // An archive of nothing before the genuine one (cpio newc): everything still works. The initrd's length stands in
+    // the kernel's header, so the kernel's hash becomes another one too.
+    let mut bytes = format!("070701{:0>88}{:08x}{:08x}TRAILER!!!\0\0\0\0", "", 11, 0).into_bytes();
+    bytes.extend(std::fs::read(&initrd)?);
     std::fs::write(&initrd, bytes)?;
 
     shell.say(
-        "The guest with one word more on its command line, and the guest with one bit of its initrd changed:",
+        "The guest with one word more on its command line, and the guest with an empty archive before its initrd:",
     )?;
     let progress = Progress::start("booting two changed guests");
     let first = try_pod(shell, owner, &reworded, image).await?;
@@ -191,7 +191,7 @@ async fn refused_for(name: &'static str, claim: &str, owner: &Owner, report: &Ru
     Ok(Attack {
         name,
         expected: format!("the key broker refuses: {claim}"),
-        ok: refused == [claim],
+        ok: refused.iter().any(|refused| refused == claim),
         observed,
     })
 }

@@ -54,12 +54,17 @@ impl Report {
         ] {
             rows.push(vec![name.into(), format!("{:>6.2} s", milliseconds as f64 / 1000.0)]);
         }
+        output::line("")?;
         output::table(&rows)?;
         output::line("")?;
-        let mut rows = vec![vec!["ATTACK".into(), "VERDICT".into(), "OBSERVED".into()]];
+        let mut rows = vec![vec!["ATTACK".into(), "VERDICT".into(), "BECAUSE".into()]];
         for attack in &self.attacks {
-            let verdict = if attack.ok { "stopped" } else { "NOT AS IT MUST BE" };
-            rows.push(vec![attack.name.into(), verdict.into(), attack.observed.clone()]);
+            // What was observed has been told as it happened.
+            let (verdict, because) = match attack.ok {
+                true => ("stopped", &attack.expected),
+                false => ("NOT AS IT MUST BE", &attack.observed),
+            };
+            rows.push(vec![attack.name.into(), verdict.into(), because.clone()]);
         }
         output::table(&rows)
     }

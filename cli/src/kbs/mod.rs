@@ -1,5 +1,6 @@
 //! `sealpod kbs`: what an owner keeps in the key broker, and why it refused.
 
+mod audit;
 mod client;
 
 use std::io::{Read, Write};
@@ -137,7 +138,7 @@ pub(crate) async fn run(args: KbsArgs) -> Result<()> {
         KbsCommand::Resource(command) => resource(&client, command).await,
         KbsCommand::Policy(command) => policy(&client, command).await,
         KbsCommand::ReferenceValue(command) => reference_value(&client, command).await,
-        KbsCommand::Audit { limit, json } => audit(&client, limit, json).await,
+        KbsCommand::Audit { limit, json } => show_audit(&client, limit, json).await,
         KbsCommand::Why { id, json } => why(&client, &id, json).await,
     }
 }
@@ -190,12 +191,12 @@ async fn reference_value(client: &Client, command: ReferenceValueCommand) -> Res
     }
 }
 
-async fn audit(client: &Client, limit: usize, json: bool) -> Result<()> {
+async fn show_audit(client: &Client, limit: usize, json: bool) -> Result<()> {
     let entries = client.audit(None, limit).await?;
     if json {
         return output::json(&entries);
     }
-    entries.iter().try_for_each(|entry| output::line(Value::Object(entry.clone()).to_string()))
+    output::table(&audit::table(&entries))
 }
 
 async fn why(client: &Client, id: &str, json: bool) -> Result<()> {
@@ -207,12 +208,7 @@ async fn why(client: &Client, id: &str, json: bool) -> Result<()> {
     if json {
         return output::json(&entries);
     }
-    entries.iter().try_for_each(|entry| output::line(explain(entry)))
-}
-
-/// A refusal in words: each claim with what was expected and what came.
-pub(crate) fn explain(entry: &AuditEntry) -> String {
-    serde_json::to_string_pretty(entry).unwrap_or_default()
+    entries.iter().try_for_each(|entry| output::line(audit::explain(entry)))
 }
 
 /// A file's bytes, or standard input's.

@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::runtime_folder;
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Result};
 
 /// A running pod, as `ps` shows it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,10 +38,9 @@ impl Control {
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700).recursive(true);
         builder.create(pods_folder()).context("cannot make the folder of running pods")?;
-        sweep(&folder);
+        check_free(name)?;
         builder.recursive(false).create(&folder).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::new(format!("a pod named {name} runs already"))
-                .hint("`sealpod ps` lists the running pods"),
+            std::io::ErrorKind::AlreadyExists => taken(name),
             _ => Error::new(format!("cannot make {}: {error}", folder.display())),
         })?;
         let entry = PodEntry { name: name.to_owned(), pid: std::process::id(), image: image.to_owned() };
@@ -59,15 +58,25 @@ impl Drop for Control {
     }
 }
 
+/// That no running pod has this name: to be asked before one boots.
+pub(crate) fn check_free(name: &str) -> Result<()> {
+    let folder = folder_of(name)?;
+    sweep(&folder);
+    if folder.exists() { Err(taken(name)) } else { Ok(()) }
+}
+
+fn taken(name: &str) -> Error {
+    Error::new(format!("a pod named {name} runs already")).hint("`sealpod ps` lists the running pods")
+}
+
 /// Connects to a running pod's agent.
 pub(crate) async fn connect(name: &str) -> Result<Client> {
     let socket = folder_of(name)?.join("agent.sock");
     let stream = UnixStream::connect(&socket)
         .await
         .context(format!("there is no running pod named {name}"))
-        .hint("`sealpod ps` lists the running pods")
-        .exit(Exit::Pod)?;
-    Client::connect(stream).await.context(format!("the pod {name} does not answer")).exit(Exit::Pod)
+        .hint("`sealpod ps` lists the running pods")?;
+    Client::connect(stream).await.context(format!("the pod {name} does not answer"))
 }
 
 /// The running pods by name; remains of those that died are cleared away.

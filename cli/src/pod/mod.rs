@@ -35,7 +35,6 @@ pub(crate) fn agent_error(error: CallError) -> Error {
         CallError::Refused(failure) => refusal(&failure),
         lost => Error::new(format!("the connection to the guest broke: {lost}")),
     }
-    .exit(Exit::Pod)
 }
 
 fn refusal(failure: &Failure) -> Error {
@@ -51,6 +50,11 @@ fn refusal(failure: &Failure) -> Error {
             "the pod's init data has the agent policy that decides this; only its owner can change it".into(),
         ),
         _ => None,
+    };
+    let error = match failure.kind {
+        FailureKind::ProgramNotFound => error.exit(Exit::NotFound),
+        FailureKind::ProgramNotExecutable => error.exit(Exit::NotExecutable),
+        _ => error,
     };
     match failure.hint.clone().or(own_hint) {
         Some(hint) => error.hint(hint),

@@ -357,6 +357,10 @@ pub enum FailureKind {
     ImageCorrupt,
     /// A registry or key broker cannot be reached.
     Unreachable,
+    /// The image has no such program.
+    ProgramNotFound,
+    /// The container's user may not run that file, or it is no program.
+    ProgramNotExecutable,
     /// No such container, process or image.
     NotFound,
     /// The state does not allow it (started twice, already exists).

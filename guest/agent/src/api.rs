@@ -103,7 +103,7 @@ impl Handler for Agent {
             Request::StartPod(start) => self.start_pod(start).await.inspect_err(complain("StartPod")),
             Request::StopPod => {
                 if let Some(pod) = self.pod.get() {
-                    pod.policy.decide(&Request::StopPod, None)?;
+                    pod.policy.decide(&Request::StopPod, None).inspect_err(complain("StopPod"))?;
                 }
                 tokio::spawn(async {
                     tokio::time::sleep(LAST_WORDS).await;
@@ -117,8 +117,8 @@ impl Handler for Agent {
                     Request::CreateContainer(create) => Some(pod.images.digest(&create.image)?),
                     _ => None,
                 };
-                pod.policy.decide(&request, digest.as_deref())?;
                 let name = request.name();
+                pod.policy.decide(&request, digest.as_deref()).inspect_err(complain(name))?;
                 self.carry_out(pod, request).await.inspect_err(complain(name))
             }
         }
@@ -129,7 +129,7 @@ impl Handler for Agent {
         let (reference, _) = stream_request(request)?;
         // Who was allowed to start an exec may use its streams.
         if reference.exec.is_none() {
-            self.pod()?.policy.decide(request, None)?;
+            self.pod()?.policy.decide(request, None).inspect_err(complain(request.name()))?;
         }
         process.has(stream)
     }

@@ -12,7 +12,6 @@ mod images;
 mod network;
 mod nonblocking;
 mod pod;
-mod policy;
 mod reaper;
 mod workload_api;
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::{Failure, FailureKind, StartPod};
 
 use crate::attestation::{Attestation, Evidence};
@@ -13,7 +14,6 @@ use crate::disk;
 use crate::failure::{chain, failure, internal};
 use crate::images::Images;
 use crate::network;
-use crate::policy::Policy;
 use crate::reaper::Reaper;
 use crate::workload_api;
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::cpio::Archive;
 use crate::error::{Error, io};
+use crate::lz4;
 use crate::module_groups::ModuleGroups;
 
 /// The kernel's command line, before own words: the console is the first serial port, and a panic ends the VM
@@ -27,7 +28,7 @@ const CMDLINE_BYTES: usize = 2047;
 
 const MANIFEST: &str = "guest.json";
 const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd.cpio";
+const INITRD: &str = "initrd.cpio.lz4";
 const FIRMWARE: &str = "OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "OVMF_VARS.fd";
 
@@ -151,7 +152,7 @@ fn initrd(agent: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
     for (name, content) in groups.files {
         archive.file(&format!("modules/{name}"), content);
     }
-    archive.into_bytes()
+    lz4::pack(&archive.into_bytes()?).map_err(io("pack", Path::new(INITRD)))
 }
 
 /// The agent must run alone: nothing else is in the initrd.

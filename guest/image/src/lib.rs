@@ -9,6 +9,7 @@ mod cpio;
 pub mod debian;
 mod error;
 mod firmware;
+mod lz4;
 mod module;
 mod module_groups;
 #[cfg(test)]

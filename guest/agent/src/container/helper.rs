@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::rootfs::{Folders, RUNTIME, create_folder};
 use super::spec::{self, ImageProcess, UserJson};
 use super::user::{self, User};
-use super::workload::{COMPLAINT, Workload};
+use super::workload::{NOT_EXECUTABLE, NOT_FOUND, Workload};
 use crate::failure::chain;
 
 /// The argument that makes this program a helper; the channel's descriptor follows.
@@ -178,8 +178,16 @@ fn io_while(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
 impl Error {
     fn report(&self) -> Report {
         let message = chain(self);
-        if let (Self::Runtime(_), Some((_, complaint))) = (self, message.rsplit_once(COMPLAINT)) {
-            return Report::Failed { kind: FailureKind::Invalid, message: complaint.into() };
+        if let Self::Runtime(_) = self {
+            let complaints = [
+                (NOT_FOUND, FailureKind::ProgramNotFound),
+                (NOT_EXECUTABLE, FailureKind::ProgramNotExecutable),
+            ];
+            for (begin, kind) in complaints {
+                if let Some((_, complaint)) = message.rsplit_once(begin) {
+                    return Report::Failed { kind, message: complaint.into() };
+                }
+            }
         }
         let kind = match self {
             Self::Specification(_) | Self::User(_) => FailureKind::Invalid,

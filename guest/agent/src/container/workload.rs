@@ -15,9 +15,11 @@ use rustix::fs::{Access, access};
 
 use super::seccomp;
 
-/// What the complaint about a program that cannot run begins with. The runtime library passes it on as text only,
+/// What the complaints about a program that cannot run begin with. The runtime library passes them on as text only,
 /// among words of its own.
-pub(super) const COMPLAINT: &str = "cannot be run: ";
+pub(super) const NOT_FOUND: &str = "no such program: ";
+/// See [`NOT_FOUND`].
+pub(super) const NOT_EXECUTABLE: &str = "not executable: ";
 
 /// Runs a container's program.
 #[derive(Clone)]
@@ -36,14 +38,14 @@ impl Executor for Workload {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let program = arguments(spec).first().map(String::as_str).unwrap_or_default();
         let path = environment(spec).find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
-        match is_runnable(program, path) {
-            true => Ok(()),
-            false => {
-                let complaint =
-                    format!("{COMPLAINT}{program:?} is not a program of the image that its user may run");
-                Err(ExecutorValidationError::ArgValidationError(complaint))
+        let complaint = match find(program, path) {
+            Found::Runnable => return Ok(()),
+            Found::NotExecutable => {
+                format!("{NOT_EXECUTABLE}{program:?} is no program that its user may run")
             }
-        }
+            Found::Nothing => format!("{NOT_FOUND}the image has no program {program:?}"),
+        };
+        Err(ExecutorValidationError::ArgValidationError(complaint))
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -63,12 +65,28 @@ fn environment(spec: &Spec) -> impl Iterator<Item = &str> {
     spec.process().iter().flat_map(|process| process.env().iter().flatten()).map(String::as_str)
 }
 
-fn is_runnable(program: &str, path: &str) -> bool {
-    let runnable = |file: &Path| file.is_file() && access(file, Access::EXEC_OK).is_ok();
+/// What there is under a program's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Found {
+    Nothing,
+    NotExecutable,
+    Runnable,
+}
+
+/// Looks for a program as execvp(3) does.
+fn find(program: &str, path: &str) -> Found {
+    let look = |file: &Path| match file.is_file() && access(file, Access::EXEC_OK).is_ok() {
+        true => Found::Runnable,
+        false if file.exists() => Found::NotExecutable,
+        false => Found::Nothing,
+    };
     match program {
-        "" => false,
-        _ if program.contains('/') => runnable(Path::new(program)),
-        _ => std::env::split_paths(OsStr::new(path)).any(|folder| runnable(&folder.join(program))),
+        "" => Found::Nothing,
+        _ if program.contains('/') => look(Path::new(program)),
+        _ => {
+            let places = std::env::split_paths(OsStr::new(path)).map(|folder| look(&folder.join(program)));
+            places.max().unwrap_or(Found::Nothing)
+        }
     }
 }
 
@@ -78,12 +96,13 @@ mod tests {
 
     #[test]
     fn a_program_is_found_as_execvp_finds_it() {
-        assert!(is_runnable("sh", "/nowhere:/bin"));
-        assert!(is_runnable("/bin/sh", ""));
-        for (program, path) in
-            [("sh", "/nowhere"), ("", "/bin"), ("/bin", ""), ("/etc/passwd", ""), ("passwd", "/etc")]
-        {
-            assert!(!is_runnable(program, path), "{program:?} in {path:?}");
+        assert_eq!(find("sh", "/nowhere:/bin"), Found::Runnable);
+        assert_eq!(find("/bin/sh", ""), Found::Runnable);
+        for (program, path) in [("sh", "/nowhere"), ("", "/bin"), ("/nowhere/sh", "/bin")] {
+            assert_eq!(find(program, path), Found::Nothing, "{program:?} in {path:?}");
+        }
+        for (program, path) in [("/bin", ""), ("/etc/passwd", ""), ("passwd", "/nowhere:/etc")] {
+            assert_eq!(find(program, path), Found::NotExecutable, "{program:?} in {path:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The agent's policy: each request of the host is decided here before anything of it is carried out.
+//! The agent's policy, which decides each request of the host's before anything of it is carried out.
 //!
-//! The policy is Rego (`package agent_policy`) from the measured init data. The rule named like the
+//! The guest's agent decides by it; the owner's tools check and explain it. The policy is Rego (`package agent_policy`) from the measured init data. The rule named like the
 //! request decides it (`CreateContainer`, or as others write it `CreateContainerRequest`); `input` is the
 //! request's own JSON.
 
@@ -12,8 +12,6 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 use sealpod_agent_protocol::{CreateContainer, Failure, FailureKind, Request};
 
-use crate::failure::{Hint, failure};
-
 /// The name under which errors mention the policy.
 const SOURCE: &str = "policy.rego";
 /// The package that a policy must be in.
@@ -24,7 +22,7 @@ const NO_SUCH_RULE: &str = "not a valid rule path";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Decides requests.
-pub(crate) struct Policy(Option<Mutex<Rego>>);
+pub struct Policy(Option<Mutex<Rego>>);
 
 struct Rego {
     engine: Engine,
@@ -32,7 +30,7 @@ struct Rego {
 
 /// Why a policy was refused.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// It is not Rego that we understand.
     #[error("the agent's policy cannot be parsed: {0}")]
     Parse(String),
@@ -55,7 +53,10 @@ enum Verdict {
 
 impl Policy {
     /// The rules of `policy.rego`, or those that hold without one.
-    pub(crate) fn new(rego: Option<&str>) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// If it is no Rego, or not in the package `agent_policy`.
+    pub fn new(rego: Option<&str>) -> Result<Self, Error> {
         let Some(rego) = rego else { return Ok(Self(None)) };
         let mut engine = Engine::new();
         let check_interval = NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN);
@@ -70,14 +71,18 @@ impl Policy {
     }
 
     /// Decides a request. `image_digest` is that of the image that a `CreateContainer` names.
-    pub(crate) fn decide(&self, request: &Request, image_digest: Option<&str>) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// Why it is denied, as [`FailureKind::DeniedByPolicy`].
+    pub fn decide(&self, request: &Request, image_digest: Option<&str>) -> Result<(), Failure> {
         let name = request.name();
-        let denied = |why: &str| {
-            tracing::warn!("denied {name}: {why}");
-            failure(FailureKind::DeniedByPolicy, format!("the agent's policy does not allow {name}: {why}"))
-                .hint(format!(
-                    "the pod's owner can allow it in policy.rego of the init data, by the rule {name}"
-                ))
+        let denied = |why: &str| Failure {
+            kind: FailureKind::DeniedByPolicy,
+            message: format!("the agent's policy does not allow {name}: {why}"),
+            hint: Some(format!(
+                "the pod's owner can allow it in policy.rego of the init data, by the rule {name}"
+            )),
+            denial: None,
         };
         let Some(rego) = &self.0 else {
             return match allowed_without_policy(request) {

@@ -1,0 +1,110 @@
+//! Measures what the project promises of a pod's start: the agent's readiness against the same machine with a guest
+//! that does nothing, an attestation, sizes. `make bench` runs it; it fails where a limit is missed.
+
+mod bare;
+mod machine;
+mod owner;
+mod quote;
+mod relay;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use sealpod_sandbox::tpm_authority;
+use tokio::signal::unix::{SignalKind, signal};
+
+use machine::Machine;
+use owner::Owner;
+use report::{Measurements, Report};
+
+/// Runs of each kind. The machine may be busy with other things, so the kinds take turns and medians count.
+const RUNS: usize = 5;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(report) => {
+            print!("\n{}", report.tables());
+            if report.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let measurements = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
+        // Whatever was started is dropped with the future, and ends.
+        tokio::select! {
+            measurements = measure() => measurements,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })?;
+    let report = measurements.report()?;
+    let path = repository().join("target/bench/boot.json");
+    report.write(&path)?;
+    println!("wrote {}", path.display());
+    Ok(report)
+}
+
+async fn measure() -> anyhow::Result<Measurements> {
+    let temporary = tempfile::Builder::new().prefix("sealpod-bench-").tempdir()?;
+    let folder = temporary.path();
+    let tpm_authority = folder.join("tpm-authority");
+    let ek_roots = tpm_authority::create(&tpm_authority)?;
+    let guest = guest_folder();
+    let machine = Machine::new(&guest, folder, tpm_authority.clone())?;
+    let owner = Owner::start(&guest, &ek_roots, folder).await?;
+    let quote = quote::measure(&tpm_authority, folder)?;
+    tell("the TPM's quote", &quote);
+
+    let mut all = Measurements { quote, initrd_bytes: machine.initrd_bytes()?, ..Measurements::default() };
+    for round in 1..=RUNS {
+        for (firmware, kind) in [(true, "with firmware"), (false, "without firmware")] {
+            let boots = if firmware { &mut all.with_firmware } else { &mut all.without_firmware };
+            let bare = machine.bare(firmware).await?;
+            boots.bare.push(bare);
+            tell(&format!("round {round} of {RUNS}, {kind}: bare guest"), &[bare]);
+
+            let sandbox = machine.agent(firmware).await?;
+            let ready = sandbox.timings().ready;
+            boots.agent_ready.push(ready);
+            all.resident_bytes.push(machine::info(&sandbox).await?.resident_bytes);
+            tell(&format!("round {round} of {RUNS}, {kind}: agent ready"), &[ready]);
+            if firmware {
+                let attested = owner.attest(&sandbox).await?;
+                all.attest.push(attested.handshake);
+                all.attest_request.push(attested.request);
+                tell(&format!("round {round} of {RUNS}: attest"), &[attested.handshake]);
+            }
+            sandbox.stop().await;
+        }
+    }
+    Ok(all)
+}
+
+/// A line of progress.
+fn tell(what: &str, times: &[Duration]) {
+    let times: Vec<String> =
+        times.iter().map(|time| format!("{:.1} ms", time.as_secs_f64() * 1000.0)).collect();
+    eprintln!("{what}: {}", times.join(", "));
+}
+
+fn repository() -> PathBuf {
+    let this = Path::new(env!("CARGO_MANIFEST_DIR"));
+    this.parent().unwrap_or(this).to_owned()
+}
+
+/// The guest that `make guest` built.
+fn guest_folder() -> PathBuf {
+    let named = std::env::var_os("SEALPOD_GUEST").map(PathBuf::from);
+    named.unwrap_or_else(|| repository().join("target/guest-image"))
+}

@@ -1,0 +1,305 @@
+//! From measurements to numbers: medians, limits, a table and JSON.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// The agent answers at most this long after a guest that does nothing would be there.
+const READY_LIMIT_MS: f64 = 500.0;
+const INITRD_LIMIT_MB: f64 = 24.0;
+const RESIDENT_LIMIT_MB: f64 = 24.0;
+/// What an attestation may take beside the TPM's quote.
+const ATTEST_LIMIT_MS: f64 = 300.0;
+
+/// Everything that was measured, each in the order of the runs.
+#[derive(Debug, Default)]
+pub(crate) struct Measurements {
+    pub(crate) with_firmware: Boots,
+    pub(crate) without_firmware: Boots,
+    /// The agent's resident memory before it was asked for anything, in bytes.
+    pub(crate) resident_bytes: Vec<u64>,
+    /// From the challenge to the token.
+    pub(crate) attest: Vec<Duration>,
+    /// Requests to attest as the host sees them.
+    pub(crate) attest_request: Vec<Duration>,
+    /// The TPM's quotes.
+    pub(crate) quote: Vec<Duration>,
+    pub(crate) initrd_bytes: u64,
+}
+
+/// Times from QEMU's start.
+#[derive(Debug, Default)]
+pub(crate) struct Boots {
+    /// To the line of a first process that does nothing.
+    pub(crate) bare: Vec<Duration>,
+    /// To the agent's answer.
+    pub(crate) agent_ready: Vec<Duration>,
+}
+
+/// `boot.json`. All `_ms` and `_mb` are medians unless their names say otherwise; a MB is 10⁶ bytes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Runs of each kind.
+    runs: usize,
+    accelerator: &'static str,
+    /// With firmware, as is `agent_ready_ms`.
+    bare_ms: f64,
+    agent_ready_ms: f64,
+    initrd_mb: f64,
+    agent_rss_mb: f64,
+    attest_ms: f64,
+    attest_min_ms: f64,
+    attest_request_ms: f64,
+    attest_request_min_ms: f64,
+    quote_ms: f64,
+    quote_min_ms: f64,
+    with_firmware: BootReport,
+    without_firmware: BootReport,
+    limits: Vec<Limit>,
+    /// Whether all limits are kept.
+    pass: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct BootReport {
+    bare_ms: f64,
+    bare_min_ms: f64,
+    agent_ready_ms: f64,
+    agent_ready_min_ms: f64,
+    /// Of the medians.
+    difference_ms: f64,
+    ratio: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Limit {
+    name: &'static str,
+    unit: &'static str,
+    limit: f64,
+    actual: f64,
+    pass: bool,
+}
+
+impl Measurements {
+    pub(crate) fn report(&self) -> anyhow::Result<Report> {
+        let (with, without) = (self.with_firmware.report()?, self.without_firmware.report()?);
+        let resident = self.resident_bytes.iter().map(|bytes| megabytes(*bytes)).collect();
+        let (attest, attest_min) = milliseconds(&self.attest)?;
+        let (attest_request, attest_request_min) = milliseconds(&self.attest_request)?;
+        let (quote, quote_min) = milliseconds(&self.quote)?;
+        let (initrd, (resident, _)) = (megabytes(self.initrd_bytes), median_and_minimum(resident)?);
+        let limits = vec![
+            limit("agent_ready - bare, with firmware", "ms", READY_LIMIT_MS, with.difference_ms),
+            limit("agent_ready - bare, without firmware", "ms", READY_LIMIT_MS, without.difference_ms),
+            limit("initrd", "MB", INITRD_LIMIT_MB, initrd),
+            limit("agent_rss, idle", "MB", RESIDENT_LIMIT_MB, resident),
+            limit("attest - quote", "ms", ATTEST_LIMIT_MS, rounded(attest - quote)),
+        ];
+        Ok(Report {
+            runs: self.attest.len(),
+            accelerator: "tcg",
+            bare_ms: with.bare_ms,
+            agent_ready_ms: with.agent_ready_ms,
+            initrd_mb: initrd,
+            agent_rss_mb: resident,
+            attest_ms: attest,
+            attest_min_ms: attest_min,
+            attest_request_ms: attest_request,
+            attest_request_min_ms: attest_request_min,
+            quote_ms: quote,
+            quote_min_ms: quote_min,
+            with_firmware: with,
+            without_firmware: without,
+            pass: limits.iter().all(|limit| limit.pass),
+            limits,
+        })
+    }
+}
+
+impl Boots {
+    fn report(&self) -> anyhow::Result<BootReport> {
+        let (bare, bare_min) = milliseconds(&self.bare)?;
+        let (ready, ready_min) = milliseconds(&self.agent_ready)?;
+        Ok(BootReport {
+            bare_ms: bare,
+            bare_min_ms: bare_min,
+            agent_ready_ms: ready,
+            agent_ready_min_ms: ready_min,
+            difference_ms: rounded(ready - bare),
+            ratio: (ready / bare * 1000.0).round() / 1000.0,
+        })
+    }
+}
+
+impl Report {
+    /// Whether all limits are kept.
+    pub(crate) fn passes(&self) -> bool {
+        self.pass
+    }
+
+    /// Writes it as JSON, for which the folder is made.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let write = || -> anyhow::Result<()> {
+            std::fs::create_dir_all(path.parent().context("it has no folder")?)?;
+            Ok(std::fs::write(path, serde_json::to_string_pretty(self)? + "\n")?)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The tables that a person reads.
+    pub(crate) fn tables(&self) -> String {
+        let times = [
+            ("bare guest, with firmware", self.with_firmware.bare_ms, self.with_firmware.bare_min_ms),
+            (
+                "agent ready, with firmware",
+                self.with_firmware.agent_ready_ms,
+                self.with_firmware.agent_ready_min_ms,
+            ),
+            (
+                "bare guest, without firmware",
+                self.without_firmware.bare_ms,
+                self.without_firmware.bare_min_ms,
+            ),
+            (
+                "agent ready, without firmware",
+                self.without_firmware.agent_ready_ms,
+                self.without_firmware.agent_ready_min_ms,
+            ),
+            ("attest: challenge to token", self.attest_ms, self.attest_min_ms),
+            ("attest: the whole request", self.attest_request_ms, self.attest_request_min_ms),
+            ("the TPM's quote", self.quote_ms, self.quote_min_ms),
+        ];
+        let heading = format!("of {} runs, in ms", self.runs);
+        let mut text = format!("{heading:38}{:>10}{:>10}\n", "median", "min");
+        for (name, median, minimum) in times {
+            text.push_str(&format!("{name:38}{median:>10.1}{minimum:>10.1}\n"));
+        }
+        text.push_str(&format!("\n{:38}{:>10}{:>10}\n", "limits", "limit", "actual"));
+        for Limit { name, unit, limit, actual, pass } in &self.limits {
+            let word = if *pass { "pass" } else { "FAIL" };
+            text.push_str(&format!("{name:38}{limit:>10.1}{actual:>10.1} {unit}  {word}\n"));
+        }
+        text
+    }
+}
+
+fn limit(name: &'static str, unit: &'static str, limit: f64, actual: f64) -> Limit {
+    Limit { name, unit, limit, actual, pass: actual <= limit }
+}
+
+fn milliseconds(times: &[Duration]) -> anyhow::Result<(f64, f64)> {
+    median_and_minimum(times.iter().map(|time| time.as_secs_f64() * 1000.0).collect())
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    rounded(bytes as f64 / 1e6)
+}
+
+/// To a tenth.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// Of an even number of values, the median is the mean of the two in the middle.
+fn median_and_minimum(mut values: Vec<f64>) -> anyhow::Result<(f64, f64)> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = values.get(middle).context("nothing was measured")?;
+    let lower = if values.len().is_multiple_of(2) { values.get(middle - 1).unwrap_or(upper) } else { upper };
+    let minimum = values.first().unwrap_or(lower);
+    Ok((rounded(f64::midpoint(*lower, *upper)), rounded(*minimum)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn times(milliseconds: &[u64]) -> Vec<Duration> {
+        milliseconds.iter().copied().map(Duration::from_millis).collect()
+    }
+
+    fn measurements() -> Measurements {
+        Measurements {
+            with_firmware: Boots {
+                bare: times(&[5000, 4000, 9000]),
+                agent_ready: times(&[5500, 5400, 9100]),
+            },
+            without_firmware: Boots { bare: times(&[1000]), agent_ready: times(&[1200]) },
+            resident_bytes: vec![11_000_000, 12_000_000, 99_000_000],
+            attest: times(&[310, 250, 400]),
+            attest_request: times(&[500]),
+            quote: times(&[10]),
+            initrd_bytes: 24_000_000,
+        }
+    }
+
+    fn json(measurements: &Measurements) -> Value {
+        serde_json::to_value(measurements.report().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle_and_one_slow_run_does_not_move_it() {
+        for (values, expected) in [
+            (vec![3.0, 1.0, 2.0], (2.0, 1.0)),
+            (vec![900.0, 1.0, 2.0], (2.0, 1.0)),
+            (vec![4.0, 2.0], (3.0, 2.0)),
+            (vec![7.04], (7.0, 7.0)),
+        ] {
+            assert_eq!(median_and_minimum(values).unwrap(), expected);
+        }
+        median_and_minimum(Vec::new()).unwrap_err();
+    }
+
+    #[test]
+    fn the_report_has_both_pairs_and_the_one_with_firmware_on_top() {
+        let report = json(&measurements());
+        assert_eq!((&report["bare_ms"], &report["agent_ready_ms"]), (&5000.0.into(), &5500.0.into()));
+        assert_eq!(report["with_firmware"]["bare_min_ms"], 4000.0);
+        assert_eq!(report["with_firmware"]["difference_ms"], 500.0);
+        assert_eq!(report["without_firmware"]["difference_ms"], 200.0);
+        assert_eq!(report["without_firmware"]["ratio"], 1.2);
+        assert_eq!((&report["attest_ms"], &report["quote_ms"]), (&310.0.into(), &10.0.into()));
+        assert_eq!((&report["initrd_mb"], &report["agent_rss_mb"]), (&24.0.into(), &12.0.into()));
+    }
+
+    #[test]
+    fn a_value_at_its_limit_passes() {
+        let report = measurements().report().unwrap();
+        assert!(report.passes(), "{:?}", report.limits);
+    }
+
+    #[test]
+    fn each_limit_that_is_missed_fails_the_report() {
+        type Change = (&'static str, fn(&mut Measurements));
+        let changes: [Change; 5] = [
+            ("agent_ready - bare, with firmware", |all| all.with_firmware.agent_ready = times(&[5501])),
+            ("agent_ready - bare, without firmware", |all| all.without_firmware.bare = times(&[699])),
+            ("initrd", |all| all.initrd_bytes = 24_100_000),
+            ("agent_rss, idle", |all| all.resident_bytes = vec![24_100_000]),
+            ("attest - quote", |all| all.quote = times(&[9])),
+        ];
+        for (name, change) in changes {
+            let mut measurements = measurements();
+            change(&mut measurements);
+            let report = measurements.report().unwrap();
+            let missed: Vec<&str> =
+                report.limits.iter().filter(|limit| !limit.pass).map(|limit| limit.name).collect();
+            assert_eq!(missed, [name]);
+            assert!(!report.passes());
+            assert_eq!(report.tables().matches("FAIL").count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_report_is_written_where_there_was_no_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bench/boot.json");
+        measurements().report().unwrap().write(&path).unwrap();
+        let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(report["pass"], true);
+    }
+}
