@@ -3,7 +3,7 @@
 //! The order is the point. The policy is asked on the reference that the user gave and the manifest that came for it,
 //! before anything else is fetched and before any layer that is already here is used. Each layer goes in one pass from
 //! the registry's socket through digest, decryption, decompression and diff id into a folder that nobody sees until
-//! all of them were right.
+//! all of them were right, in all layers of the image.
 
 mod error;
 mod layer;
@@ -25,10 +25,11 @@ use crate::policy::{Admission, Policy};
 use crate::reference::Reference;
 use crate::registry::{Client, RegistryError};
 use crate::signature::{PAYLOAD_TYPE, SIGNATURE_ANNOTATION, Signature, signature_tag};
-use crate::store::Store;
-use crate::unpack::Budget;
+use crate::store::{Store, StoreError};
+use crate::unpack::{Budget, hides_all_below};
 
 pub use error::PullError;
+use layer::{Fetched, Wanted};
 
 /// No manifest is longer, in bytes.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -116,18 +117,48 @@ impl Puller {
         let manifest = self.choose(reference, Manifest::parse(&served.bytes, &served.media_type)?).await?;
         let config = self.config(reference, &manifest).await?;
         let diff_ids = diff_ids(&config, &manifest)?;
-        let budget = Arc::new(Budget::new(self.options.limits.unpacked_bytes, self.options.limits.files));
-        let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
-        let layers: Vec<_> = manifest
-            .layers
-            .iter()
-            .zip(diff_ids)
-            .map(|(descriptor, diff_id)| {
-                layer::ready(&self.options, reference, descriptor, diff_id, budget.clone())
+        let layers = self.layers(reference, &manifest, &diff_ids).await?;
+        let bytes = manifest.layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        Ok(PulledImage { reference: reference.clone(), digest, config, layers, bytes })
+    }
+
+    /// The layers' trees, from the store or from the registry.
+    async fn layers(
+        &self,
+        reference: &Reference,
+        manifest: &ImageManifest,
+        diff_ids: &[Digest],
+    ) -> Result<Vec<PathBuf>, PullError> {
+        let store = &self.options.store;
+        let Limits { unpacked_bytes, files } = self.options.limits;
+        let budget = Arc::new(Budget::new(unpacked_bytes, files));
+        let mut places = Vec::new();
+        for ((descriptor, diff_id), chain_id) in
+            manifest.layers.iter().zip(diff_ids.iter().copied()).zip(chain_ids(diff_ids))
+        {
+            // The same layer of two images at once is unpacked once.
+            let exclusive = store.exclusive(chain_id).await;
+            places.push(match store.layer(chain_id) {
+                Some(path) => Place::Stored(path),
+                None => Place::Other(Wanted { descriptor, diff_id, chain_id, exclusive }),
+            });
+        }
+        let fetched: Vec<_> = places
+            .into_iter()
+            .map(|place| {
+                let budget = budget.clone();
+                async move {
+                    Ok::<_, PullError>(match place {
+                        Place::Stored(path) => Place::Stored(path),
+                        Place::Other(wanted) => {
+                            Place::Other(layer::fetch(&self.options, reference, wanted, budget).await?)
+                        }
+                    })
+                }
             })
             .collect();
-        let layers = stream::iter(layers).buffered(PARALLEL_LAYERS).try_collect().await?;
-        Ok(PulledImage { reference: reference.clone(), digest, config, layers, bytes })
+        let places: Vec<_> = stream::iter(fetched).buffered(PARALLEL_LAYERS).try_collect().await?;
+        tokio::task::spawn_blocking(move || complete(places)).await.map_err(|_| PullError::Internal)?
     }
 
     /// All signatures that the repository has for a manifest. None is not an error: the policy decides.
@@ -199,6 +230,51 @@ impl Puller {
         }
         Ok(config)
     }
+}
+
+/// Where a layer is: in the store, or not yet.
+enum Place<Other> {
+    Stored(PathBuf),
+    Other(Other),
+}
+
+/// Makes the layers of an image visible, now that all of them are right, and gives those that it is made of.
+fn complete(places: Vec<Place<Fetched>>) -> Result<Vec<PathBuf>, PullError> {
+    let mut below = Vec::new();
+    for place in &places {
+        let path = match place {
+            Place::Stored(path) => path.as_path(),
+            Place::Other(fetched) => {
+                fetched.settle(&below)?;
+                fetched.path()
+            }
+        };
+        below.push(path.to_owned());
+    }
+    let mut layers = Vec::new();
+    for place in places {
+        let path = match place {
+            Place::Stored(path) => path,
+            Place::Other(fetched) => fetched.commit()?,
+        };
+        let hides_all = hides_all_below(&path)
+            .map_err(|error| StoreError::Io { path: path.clone(), source: error.into() })?;
+        if hides_all {
+            layers.clear();
+        }
+        layers.push(path);
+    }
+    Ok(layers)
+}
+
+/// Each layer's chain id (OCI image specification, config.md, "Layer ChainID"): it stands for the layer and all that
+/// are below it.
+fn chain_ids(diff_ids: &[Digest]) -> impl Iterator<Item = Digest> {
+    diff_ids.iter().scan(None, |below: &mut Option<Digest>, diff_id| {
+        let chain_id = below.map_or(*diff_id, |below| Digest::of(format!("{below} {diff_id}").as_bytes()));
+        *below = Some(chain_id);
+        Some(chain_id)
+    })
 }
 
 /// Each layer's diff id: as many as there are layers, which must be layers.

@@ -1,8 +1,9 @@
 //! Where unpacked layers are kept.
 //!
-//! A layer is a directory tree in overlayfs's own form, named for its diff id, and shared by every image
-//! that has it. It is put together under another name and gets this one only once every byte of it was
-//! verified: what is under `layers/` is good, what is elsewhere is nobody's.
+//! A layer is a directory tree in overlayfs's own form, and shared by every image that has it above the same
+//! layers: it is named for its chain id (OCI image specification, "Layer ChainID"), because what it does not say
+//! of a directory comes from below. It is put together under another name and gets this one only once every
+//! byte of it was verified: what is under `layers/` is good, what is elsewhere is nobody's.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -74,20 +75,21 @@ impl Store {
         Ok(Self { root, next: AtomicU64::new(0), in_progress: Mutex::default(), _lock: lock })
     }
 
-    /// The tree of a layer, if it is here.
-    pub fn layer(&self, diff_id: Digest) -> Option<PathBuf> {
-        Some(self.root.join(LAYERS).join(diff_id.hex())).filter(|path| path.is_dir())
+    /// The tree of the layer with this chain id, if it is here.
+    pub fn layer(&self, chain_id: Digest) -> Option<PathBuf> {
+        Some(self.root.join(LAYERS).join(chain_id.hex())).filter(|path| path.is_dir())
     }
 
-    /// Waits until nobody else is at work on this layer. Work on different layers does not wait.
-    pub(crate) async fn exclusive(&self, diff_id: Digest) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Waits until nobody else is at work on this layer. Work on different layers does not wait. Who wants
+    /// several takes an image's from the lowest up: then no two wait for each other.
+    pub(crate) async fn exclusive(&self, chain_id: Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let mutex = {
             let mut in_progress = self.in_progress.lock().unwrap_or_else(PoisonError::into_inner);
             in_progress.retain(|_, mutex| mutex.strong_count() > 0);
-            let known = in_progress.get(&diff_id).and_then(Weak::upgrade);
+            let known = in_progress.get(&chain_id).and_then(Weak::upgrade);
             known.unwrap_or_else(|| {
                 let mutex = Arc::default();
-                in_progress.insert(diff_id, Arc::downgrade(&mutex));
+                in_progress.insert(chain_id, Arc::downgrade(&mutex));
                 mutex
             })
         };
@@ -95,43 +97,47 @@ impl Store {
     }
 
     /// A new empty folder to put a layer together in.
-    pub(crate) fn stage(&self) -> Result<Staged<'_>, StoreError> {
+    pub(crate) fn stage(self: &Arc<Self>) -> Result<Staged, StoreError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join(STAGING).join(number.to_string());
         DirBuilder::new().mode(0o755).create(&path).map_err(at(&path))?;
-        Ok(Staged { store: self, path })
+        Ok(Staged { store: self.clone(), path, committed: false })
     }
 }
 
 /// A folder that goes away unless it is committed.
 #[derive(Debug)]
-pub(crate) struct Staged<'a> {
-    store: &'a Store,
+pub(crate) struct Staged {
+    store: Arc<Store>,
     path: PathBuf,
+    committed: bool,
 }
 
-impl Staged<'_> {
+impl Staged {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes this the tree of the layer with this diff id, which the caller has verified, unless somebody was
+    /// Makes this the tree of the layer with this chain id, which the caller has verified, unless somebody was
     /// faster: then theirs stays.
-    pub(crate) fn commit(self, diff_id: Digest) -> Result<PathBuf, StoreError> {
-        let target = self.store.root.join(LAYERS).join(diff_id.hex());
+    pub(crate) fn commit(mut self, chain_id: Digest) -> Result<PathBuf, StoreError> {
+        let target = self.store.root.join(LAYERS).join(chain_id.hex());
         match fs::rename(&self.path, &target) {
             Err(_) if target.is_dir() => Ok(target),
             Err(error) => Err(at(&target)(error)),
             Ok(()) => {
-                std::mem::forget(self);
+                self.committed = true;
                 Ok(target)
             }
         }
     }
 }
 
-impl Drop for Staged<'_> {
+impl Drop for Staged {
     fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
         if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a half unpacked layer cannot be removed");
         }
@@ -173,7 +179,7 @@ mod tests {
     #[test]
     fn what_is_not_committed_goes_away() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path()).unwrap();
+        let store = Arc::new(Store::new(folder.path()).unwrap());
         let staged = store.stage().unwrap();
         let path = staged.path().to_owned();
         fs::write(path.join("file"), "").unwrap();
@@ -185,7 +191,7 @@ mod tests {
     #[test]
     fn a_committed_layer_is_found_and_the_second_of_two_gives_way() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path()).unwrap();
+        let store = Arc::new(Store::new(folder.path()).unwrap());
         let id = Digest::of(b"");
         let (one, two) = (store.stage().unwrap(), store.stage().unwrap());
         fs::write(one.path().join("one"), "").unwrap();
@@ -195,5 +201,15 @@ mod tests {
         assert!(path.join("one").exists() && !path.join("two").exists());
         assert_eq!(store.layer(id), Some(path));
         assert_eq!(fs::read_dir(folder.path().join(STAGING)).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_store_is_free_once_its_layers_are_committed_or_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::new(folder.path()).unwrap());
+        store.stage().unwrap().commit(Digest::of(b"")).unwrap();
+        drop(store.stage().unwrap());
+        drop(store);
+        assert!(Store::new(folder.path()).is_ok());
     }
 }

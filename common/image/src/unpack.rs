@@ -4,7 +4,10 @@
 //! no name leads outside of the tree, and nobody sees the tree before the caller has verified it.
 
 mod archive;
+mod attributes;
 mod extension;
+mod folder;
+mod inherit;
 mod name;
 mod numeric;
 mod tree;
@@ -19,6 +22,8 @@ use crate::digest::{Digest, Hasher};
 use crate::manifest::Compression;
 use archive::{Archive, Data, Kind};
 use tree::Tree;
+
+pub(crate) use inherit::{Implied, hides_all_below, inherit};
 
 /// Zstandard frames may ask for a window of 2^25 bytes at most (RFC 8878 recommends support for 2^23).
 const ZSTD_WINDOW_LOG: u32 = 25;
@@ -90,14 +95,22 @@ pub enum UnpackError {
     BrokenOff,
 }
 
-/// Unpacks a layer into an existing empty folder, reads `source` to its end, and gives the layer's diff id: the
-/// digest of the uncompressed archive.
+/// What a layer turned out to be.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    /// The digest of the uncompressed archive.
+    pub(crate) diff_id: Digest,
+    /// Directories that it leaves to the layers below to describe: see [`inherit`].
+    pub(crate) implied: Implied,
+}
+
+/// Unpacks a layer into an existing empty folder, and reads `source` to its end.
 pub(crate) fn unpack(
     source: impl BufRead,
     compression: Compression,
     folder: &Path,
     budget: &Budget,
-) -> Result<Digest, UnpackError> {
+) -> Result<Unpacked, UnpackError> {
     match compression {
         Compression::None => unpack_archive(source, folder, budget),
         Compression::Gzip => unpack_archive(MultiGzDecoder::new(source), folder, budget),
@@ -110,7 +123,7 @@ pub(crate) fn unpack(
     }
 }
 
-fn unpack_archive(source: impl Read, folder: &Path, budget: &Budget) -> Result<Digest, UnpackError> {
+fn unpack_archive(source: impl Read, folder: &Path, budget: &Budget) -> Result<Unpacked, UnpackError> {
     let metered = Metered { source, hasher: Hasher::default(), budget, error: None };
     let mut source = BufReader::with_capacity(BUFFER_LENGTH, metered);
     let result = unpack_entries(&mut source, folder, budget);
@@ -118,12 +131,12 @@ fn unpack_archive(source: impl Read, folder: &Path, budget: &Budget) -> Result<D
     if let Some(error) = source.get_mut().error.take() {
         return Err(error);
     }
-    result?;
-    Ok(source.into_inner().hasher.finish())
+    let implied = result?;
+    Ok(Unpacked { diff_id: source.into_inner().hasher.finish(), implied })
 }
 
-fn unpack_entries(source: &mut impl Read, folder: &Path, budget: &Budget) -> Result<(), UnpackError> {
-    let mut tree = Tree::open(folder)?;
+fn unpack_entries(source: &mut impl Read, folder: &Path, budget: &Budget) -> Result<Implied, UnpackError> {
+    let mut tree = Tree::open(folder, budget)?;
     let mut archive = Archive::new(source);
     while let Some(entry) = archive.next_entry()? {
         budget.take_entry()?;

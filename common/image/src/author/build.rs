@@ -1,12 +1,15 @@
 //! From a root folder to an image of one layer.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rustix::fs::{lgetxattr, llistxattr};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::AuthorError;
@@ -16,6 +19,8 @@ use crate::manifest::{ImageManifest, OCI_CONFIG, OCI_MANIFEST};
 use crate::platform::Platform;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// As long as the list of a file's attributes may be on Linux, and the value of one.
+const MAX_ATTRIBUTE_LENGTH: usize = 64 * 1024;
 
 /// What to make an image of.
 #[derive(Clone, Debug)]
@@ -87,6 +92,11 @@ fn add<W: Write>(archive: &mut tar::Builder<W>, path: &Path, inside: &Path) -> R
     let io = |error| AuthorError::Io { path: path.to_owned(), source: error };
     let metadata = path.symlink_metadata().map_err(io)?;
     let kind = metadata.file_type();
+    if kind.is_file() || kind.is_dir() {
+        let attributes = extended_attributes(path).map_err(io)?;
+        let records = attributes.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        archive.append_pax_extensions(records).map_err(io)?;
+    }
     let mut header = tar::Header::new_gnu();
     header.set_mode(metadata.mode() & 0o7777);
     header.set_uid(metadata.uid().into());
@@ -110,6 +120,28 @@ fn add<W: Write>(archive: &mut tar::Builder<W>, path: &Path, inside: &Path) -> R
     } else {
         Err(io(std::io::Error::other("devices and sockets do not go into an image")))
     }
+}
+
+/// As PAX records, sorted: capabilities of programs, and what users noted. What else there is belongs to the machine.
+fn extended_attributes(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut list = vec![0; MAX_ATTRIBUTE_LENGTH];
+    let length = match llistxattr(path, list.as_mut_slice()) {
+        Ok(length) => length,
+        Err(Errno::NOTSUP) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    list.truncate(length);
+    let mut records = BTreeMap::new();
+    for name in list.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
+        if name != "security.capability" && !name.starts_with("user.") {
+            continue;
+        }
+        let mut value = vec![0; MAX_ATTRIBUTE_LENGTH];
+        let length = lgetxattr(path, name, value.as_mut_slice())?;
+        value.truncate(length);
+        records.insert(format!("SCHILY.xattr.{name}"), value);
+    }
+    Ok(records)
 }
 
 /// Hashes what is written on its way.

@@ -1,60 +1,93 @@
 //! One layer, in one pass.
 
 use std::io::{self, BufRead, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sealpod_ocicrypt::annotations::EncryptionAnnotations;
 use sealpod_ocicrypt::layer::Decryptor;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::{PullError, PullOptions};
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, LayerKind};
 use crate::reference::Reference;
-use crate::unpack::{BrokenOff, Budget, unpack};
+use crate::store::Staged;
+use crate::unpack::{BrokenOff, Budget, Implied, inherit, unpack};
 
 /// Chunks between the socket and the file system: what a layer holds in memory at a time.
 const CHUNKS_AHEAD: usize = 8;
 
-/// The layer's tree, from the store or from the registry.
-pub(super) async fn ready(
+/// A layer that is to be fetched, and nobody else at work on it.
+pub(super) struct Wanted<'a> {
+    pub(super) descriptor: &'a Descriptor,
+    pub(super) diff_id: Digest,
+    pub(super) chain_id: Digest,
+    pub(super) exclusive: OwnedMutexGuard<()>,
+}
+
+/// A layer that was fetched and is what it must be. Nobody sees it yet, and it goes away unless it is committed.
+pub(super) struct Fetched {
+    layer: Digest,
+    chain_id: Digest,
+    staged: Staged,
+    implied: Implied,
+    /// Held until the layer is where others find it.
+    _exclusive: OwnedMutexGuard<()>,
+}
+
+/// Fetches a layer and verifies it.
+pub(super) async fn fetch(
     options: &PullOptions,
     reference: &Reference,
-    descriptor: &Descriptor,
-    diff_id: Digest,
+    wanted: Wanted<'_>,
     budget: Arc<Budget>,
-) -> Result<PathBuf, PullError> {
-    // The same layer twice in an image, or in two images at once, is unpacked once.
-    let _exclusive = options.store.exclusive(diff_id).await;
-    if let Some(path) = options.store.layer(diff_id) {
-        return Ok(path);
-    }
+) -> Result<Fetched, PullError> {
+    let Wanted { descriptor, diff_id, chain_id, exclusive } = wanted;
     let layer = descriptor.digest;
     let kind = LayerKind::of(&descriptor.media_type).ok_or(PullError::Internal)?;
     let decryptor = if kind.encrypted { Some(decryptor(options, descriptor).await?) } else { None };
 
     let staged = options.store.stage()?;
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-    let folder = staged.path().to_owned();
-    // A thread that is still at work when this future is dropped gets `BrokenOff` and ends.
+    // A thread that is still at work when this future is dropped gets `BrokenOff` and ends. The folder is its own as
+    // long as it works, for what is still written to cannot be removed.
     let unpacking = tokio::task::spawn_blocking(move || {
-        unpack(Chunks::new(receiver), kind.compression, &folder, &budget)
+        unpack(Chunks::new(receiver), kind.compression, staged.path(), &budget)
+            .map(|unpacked| (unpacked, staged))
     });
     let sent = send(options, reference, descriptor, decryptor, sender).await;
     let unpacked = unpacking.await.map_err(|_| PullError::Internal)?;
     // What went wrong first is what is told: a broken transfer before the half archive that it leaves, but an archive
     // that was given up before the transfer that nobody took any more.
-    let actual = match (sent, unpacked) {
+    let (unpacked, staged) = match (sent, unpacked) {
         (Ok(()) | Err(Sending::NotTaken), Err(source)) => return Err(PullError::Unpack { layer, source }),
         (Err(Sending::Failed(error)), _) => return Err(error),
         (Err(Sending::NotTaken), Ok(_)) => return Err(PullError::Internal),
-        (Ok(()), Ok(diff_id)) => diff_id,
+        (Ok(()), Ok(unpacked)) => unpacked,
     };
-    if actual != diff_id {
-        return Err(PullError::DiffId { layer, expected: diff_id, actual });
+    if unpacked.diff_id != diff_id {
+        return Err(PullError::DiffId { layer, expected: diff_id, actual: unpacked.diff_id });
     }
-    Ok(staged.commit(diff_id)?)
+    Ok(Fetched { layer, chain_id, staged, implied: unpacked.implied, _exclusive: exclusive })
+}
+
+impl Fetched {
+    /// Where the layer is now.
+    pub(super) fn path(&self) -> &Path {
+        self.staged.path()
+    }
+
+    /// Puts the layer over those that will be below it, lowest first.
+    pub(super) fn settle(&self, below: &[PathBuf]) -> Result<(), PullError> {
+        inherit(self.path(), &self.implied, below)
+            .map_err(|source| PullError::Unpack { layer: self.layer, source })
+    }
+
+    /// Makes the layer visible.
+    pub(super) fn commit(self) -> Result<PathBuf, PullError> {
+        Ok(self.staged.commit(self.chain_id)?)
+    }
 }
 
 async fn decryptor(options: &PullOptions, descriptor: &Descriptor) -> Result<Decryptor, PullError> {

@@ -44,6 +44,8 @@ impl<'a> Blob<'a> {
             match self.response.chunk().await {
                 Ok(Some(chunk)) => return self.take(chunk.into()).map(Some),
                 Ok(None) => return self.end().map(|()| None),
+                // All is here; how the connection ended does not matter.
+                Err(_) if self.received == self.descriptor.size => return self.end().map(|()| None),
                 Err(_) if self.resumptions < MAX_RESUMPTIONS => self.resume().await?,
                 Err(error) => return Err(RegistryError::unreachable(self.reference, &error)),
             }

@@ -11,7 +11,7 @@ const MAX_COMPONENT_LENGTH: usize = 255;
 const MAX_PATH_LENGTH: usize = 4096;
 
 /// A name's parts, from the layer's root down. None of them is empty, `.` or `..`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Name(Vec<Vec<u8>>);
 
 /// What a name is (OCI image specification, layers, "Whiteouts").
@@ -84,24 +84,13 @@ impl Name {
         Some((self, last))
     }
 
-    pub(super) fn child(&self, name: &[u8]) -> Self {
-        let mut parts = self.0.clone();
-        parts.push(name.to_vec());
-        Self(parts)
-    }
-
     pub(super) fn parts(&self) -> &[Vec<u8>] {
         &self.0
     }
 
-    /// The first `count` parts.
-    pub(super) fn ancestor(&self, count: usize) -> Self {
-        Self(self.0.iter().take(count).cloned().collect())
-    }
-
-    /// As a relative path; `.` for the root.
+    /// As a relative path; empty for the root.
     pub(super) fn path(&self) -> Vec<u8> {
-        if self.0.is_empty() { b".".to_vec() } else { self.0.join(&b'/') }
+        self.0.join(&b'/')
     }
 }
 

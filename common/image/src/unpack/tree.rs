@@ -1,105 +1,89 @@
 //! The directory tree that a layer becomes, in overlayfs's own form.
-//!
-//! Every name is resolved by the kernel within the tree (`RESOLVE_IN_ROOT`): a symbolic link of the layer's own, or
-//! `..` behind one, leads nowhere else.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat,
-    unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
-use super::UnpackError;
 use super::archive::{Archive, Data, Entry, Kind, Metadata};
+use super::attributes::{
+    apply, apply_by_name, is_whiteout, make_opaque, node, remove_extended, set_extended,
+};
+use super::folder::{Folder, Root};
+use super::inherit::Implied;
 use super::name::{Meaning, Name};
+use super::{Budget, UnpackError};
 
-const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 const COPY_LENGTH: usize = 64 * 1024;
-/// Directories that the archive does not describe are made like this.
-const IMPLIED_MODE: u32 = 0o755;
 
-/// A tree that is being made.
-pub(super) struct Tree {
-    root: OwnedFd,
-    /// Directories that the archive describes. Their metadata come last, for what is put into them changes it.
-    described: BTreeMap<Name, Metadata>,
+/// A tree that is being made. Directories get their metadata last, for what is put into them changes it; here they
+/// stand by their path, with no symbolic link on the way.
+pub(super) struct Tree<'a> {
+    root: Root,
+    budget: &'a Budget,
+    /// Directories that the archive describes. Their extended attributes are not kept here, but given at once.
+    described: BTreeMap<Vec<u8>, Metadata>,
+    /// Directories that it has without a word about them.
+    implied: Implied,
 }
 
-impl Tree {
+impl<'a> Tree<'a> {
     /// Begins with an existing empty folder.
-    pub(super) fn open(folder: &Path) -> Result<Self, UnpackError> {
-        let root = openat(CWD, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| UnpackError::io(b".", error))?;
-        Ok(Self { root, described: BTreeMap::new() })
+    pub(super) fn open(folder: &Path, budget: &'a Budget) -> Result<Self, UnpackError> {
+        let root = Root::open(folder).map_err(|error| UnpackError::io(b".", error))?;
+        Ok(Self { root, budget, described: BTreeMap::new(), implied: Implied::from([Vec::new()]) })
     }
 
     /// Adds a member, with its content from the archive.
     pub(super) fn add<R: Read>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<(), UnpackError> {
         let path = entry.path.clone();
+        let io = |error: Errno| UnpackError::io(&path, error);
         match Name::parse(&path)?.meaning(&path)? {
             Meaning::Ignored => Ok(()),
             Meaning::Root => match entry.kind {
                 Kind::Directory => {
-                    self.described.insert(Name::parse(b".")?, entry.metadata);
-                    Ok(())
+                    let root = self.root.folder().map_err(io)?;
+                    self.describe(&root, Vec::new(), entry.metadata, &path)
                 }
                 _ => Err(UnpackError::refused(&path, "in place of the root directory")),
             },
             Meaning::Opaque(folder) => {
                 let folder = self.folder(&folder, &path)?;
-                make_opaque(&self.reopen(&folder, &path)?, &path)
+                make_opaque(&folder.reopen().map_err(io)?).map_err(io)
             }
             Meaning::Whiteout(folder, hidden) => {
                 let folder = self.folder(&folder, &path)?;
-                // Something that this very layer has under the name stays: whiteouts are about lower layers.
-                match mknodat(
-                    &folder,
-                    OsStr::from_bytes(&hidden),
-                    FileType::CharacterDevice,
-                    Mode::empty(),
-                    0,
-                ) {
-                    Ok(()) | Err(Errno::EXIST) => Ok(()),
-                    Err(error) => Err(UnpackError::io(&path, error)),
-                }
+                self.whiteout(&folder, OsStr::from_bytes(&hidden)).map_err(io)
             }
             Meaning::Member(folder, name) => {
                 let parent = self.folder(&folder, &path)?;
-                self.member(&parent, folder.child(&name), OsStr::from_bytes(&name), entry, archive)
+                self.member(&parent, OsStr::from_bytes(&name), entry, archive)
             }
         }
     }
 
-    /// Gives directories their metadata.
-    pub(super) fn finish(self) -> Result<(), UnpackError> {
+    /// Gives directories their metadata. Those that the archive does not describe are told.
+    pub(super) fn finish(self) -> Result<Implied, UnpackError> {
+        let implied = Metadata::implied();
+        let implied = self.implied.iter().map(|path| (path, &implied));
         // Deepest first: a directory without write permission, or with an old time, stays as it is.
-        for (name, metadata) in self.described.iter().rev() {
-            let path = name.path();
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-            match openat2(&self.root, OsStr::from_bytes(&path), flags, Mode::empty(), resolve) {
-                Ok(directory) => apply(&directory, metadata, &path)?,
-                // A later member of the archive took its place.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => return Err(UnpackError::io(&path, error)),
-            }
+        for (path, metadata) in implied.chain(self.described.iter().rev()) {
+            let directory = self.root.resolve(path).and_then(|folder| folder.reopen());
+            apply(&directory.map_err(|error| UnpackError::io(path, error))?, metadata, path)?;
         }
-        Ok(())
+        Ok(self.implied)
     }
 
     fn member<R: Read>(
         &mut self,
-        parent: &OwnedFd,
-        full: Name,
+        parent: &Folder,
         name: &OsStr,
         entry: Entry,
         archive: &mut Archive<R>,
@@ -113,17 +97,11 @@ impl Tree {
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(error) => return Err(io(error)),
                 }
+                let folder = parent.own_child(name).map_err(io)?;
                 if hid_lower {
-                    let directory = openat(
-                        parent,
-                        name,
-                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                        Mode::empty(),
-                    );
-                    make_opaque(&directory.map_err(io)?, &path)?;
+                    make_opaque(&folder.reopen().map_err(io)?).map_err(io)?;
                 }
-                self.described.insert(full, metadata);
-                Ok(())
+                self.describe(&folder, parent.path_of(name), metadata, &path)
             }
             Kind::File { data } => {
                 let flags =
@@ -152,32 +130,75 @@ impl Tree {
         }
     }
 
-    fn link(
+    /// Keeps a directory's metadata for the end. Extended attributes are given now: there can be a megabyte of them,
+    /// for each of millions of directories.
+    fn describe(
         &mut self,
-        parent: &OwnedFd,
-        name: &OsStr,
-        target: &[u8],
+        folder: &Folder,
+        place: Vec<u8>,
+        mut metadata: Metadata,
         path: &[u8],
     ) -> Result<(), UnpackError> {
-        let Some((folder, last)) = Name::parse(target)?.split() else {
+        let attributes = std::mem::take(&mut metadata.xattrs);
+        let again = self.described.contains_key(&place);
+        if again || !attributes.is_empty() {
+            let directory = folder.reopen().map_err(|error| UnpackError::io(path, error))?;
+            if again {
+                remove_extended(&directory, path)?;
+            }
+            set_extended(&directory, &attributes, path)?;
+        }
+        self.implied.remove(&place);
+        self.described.insert(place, metadata);
+        Ok(())
+    }
+
+    fn link(&mut self, parent: &Folder, name: &OsStr, target: &[u8], path: &[u8]) -> Result<(), UnpackError> {
+        // Some tools write the target with a slash before it; there is no other root than the layer's.
+        let relative = target.iter().position(|byte| *byte != b'/').and_then(|start| target.get(start..));
+        let Some((folder, last)) = Name::parse(relative.unwrap_or_default())?.split() else {
             return Err(UnpackError::refused(path, "a hard link to the root"));
         };
         let missing =
             || UnpackError::refused(path, "a hard link to something that is not in the layer before it");
-        let folder = self.resolve(&folder).map_err(|_| missing())?;
+        let folder = self.root.resolve(&folder.path()).map_err(|_| missing())?;
+        let last = OsStr::from_bytes(&last);
+        match statat(&folder, last, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) if is_whiteout(&there) => return Err(missing()),
+            Ok(_) => {}
+            Err(Errno::NOENT) => return Err(missing()),
+            Err(error) => return Err(UnpackError::io(path, error)),
+        }
         // The link itself is what is linked to, never what a symbolic link leads to.
-        linkat(&folder, OsStr::from_bytes(&last), parent, name, AtFlags::empty()).map_err(|error| match error
-        {
-            Errno::NOENT => missing(),
-            error => UnpackError::io(path, error),
-        })
+        linkat(&folder, last, parent, name, AtFlags::empty()).map_err(|error| UnpackError::io(path, error))
+    }
+
+    /// Hides what lower layers have under a name. What this very layer has under it, before or after, stays.
+    fn whiteout(&mut self, folder: &Folder, name: &OsStr) -> Result<(), Errno> {
+        match mknodat(folder, name, FileType::CharacterDevice, Mode::empty(), 0) {
+            Err(Errno::EXIST) => {}
+            other => return other,
+        }
+        match folder.own_child(name) {
+            // A directory would show what lower layers have in it, and looks like theirs unless it is described.
+            Ok(directory) => {
+                make_opaque(&directory.reopen()?)?;
+                let place = folder.path_of(name);
+                if self.implied.remove(&place) {
+                    self.described.insert(place, Metadata::implied());
+                }
+                Ok(())
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes room for a member: a later one replaces an earlier one of the same name. Whether what was there hid
     /// something in lower layers.
     fn clear(
-        &self,
-        parent: &OwnedFd,
+        &mut self,
+        parent: &Folder,
         name: &OsStr,
         directory: bool,
         path: &[u8],
@@ -191,49 +212,77 @@ impl Tree {
         match FileType::from_raw_mode(there.st_mode) {
             FileType::Directory if directory => Ok(false),
             FileType::Directory => {
-                remove_tree(parent, name).map_err(|error| UnpackError::io(path, error))?;
+                parent.remove_tree(name).map_err(|error| UnpackError::io(path, error))?;
+                self.forget(&parent.path_of(name));
                 Ok(false)
             }
-            kind => {
+            _ => {
                 unlinkat(parent, name, AtFlags::empty()).map_err(io)?;
-                Ok(kind == FileType::CharacterDevice && there.st_rdev == 0)
+                Ok(is_whiteout(&there))
             }
+        }
+    }
+
+    /// A directory is gone, and all that was in it.
+    fn forget(&mut self, place: &[u8]) {
+        let below = [place, b"/"].concat();
+        let is_below = |path: &&Vec<u8>| path.starts_with(&below);
+        let described: Vec<_> = self
+            .described
+            .range(below.clone()..)
+            .map(|(path, _)| path)
+            .take_while(is_below)
+            .cloned()
+            .collect();
+        let implied: Vec<_> = self.implied.range(below.clone()..).take_while(is_below).cloned().collect();
+        for path in described.iter().chain(&implied).map(Vec::as_slice).chain([place]) {
+            self.described.remove(path);
+            self.implied.remove(path);
         }
     }
 
     /// Opens a folder, making what is missing of it.
-    fn folder(&self, name: &Name, path: &[u8]) -> Result<OwnedFd, UnpackError> {
-        match self.resolve(name) {
-            Ok(folder) => return Ok(folder),
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(UnpackError::io(path, error)),
+    fn folder(&mut self, name: &Name, path: &[u8]) -> Result<Folder, UnpackError> {
+        if let Ok(folder) = self.root.resolve(&name.path()) {
+            return Ok(folder);
         }
-        let mut parent = self.resolve(&name.ancestor(0)).map_err(|error| UnpackError::io(path, error))?;
-        for (index, part) in name.parts().iter().enumerate() {
-            let ancestor = name.ancestor(index + 1);
-            parent = match self.resolve(&ancestor) {
-                Ok(folder) => folder,
-                Err(Errno::NOENT) => {
-                    mkdirat(&parent, OsStr::from_bytes(part), Mode::from_raw_mode(IMPLIED_MODE))
-                        .map_err(|error| UnpackError::io(path, error))?;
-                    self.resolve(&ancestor).map_err(|error| UnpackError::io(path, error))?
-                }
+        let mut folder = self.root.folder().map_err(|error| UnpackError::io(path, error))?;
+        for part in name.parts() {
+            let part = OsStr::from_bytes(part);
+            folder = match self.root.child(&folder, part) {
+                Ok(next) => next,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.imply(&folder, part, path)?,
                 Err(error) => return Err(UnpackError::io(path, error)),
             };
         }
-        Ok(parent)
+        Ok(folder)
     }
 
-    fn resolve(&self, name: &Name) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.root, OsStr::from_bytes(&name.path()), flags, Mode::empty(), resolve)
-    }
-
-    /// The same folder, open for more than as a place.
-    fn reopen(&self, folder: &OwnedFd, path: &[u8]) -> Result<OwnedFd, UnpackError> {
-        openat(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| UnpackError::io(path, error))
+    /// Makes a directory that the archive has not described, or not yet.
+    fn imply(&mut self, parent: &Folder, name: &OsStr, path: &[u8]) -> Result<Folder, UnpackError> {
+        let io = |error: Errno| UnpackError::io(path, error);
+        let hid_lower = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => false,
+            Ok(there) if is_whiteout(&there) => {
+                unlinkat(parent, name, AtFlags::empty()).map_err(io)?;
+                true
+            }
+            Ok(_) => {
+                return Err(UnpackError::refused(path, "which lies below something that is no directory"));
+            }
+            Err(error) => return Err(io(error)),
+        };
+        self.budget.take_entry()?;
+        mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(io)?;
+        let folder = parent.own_child(name).map_err(io)?;
+        if hid_lower {
+            make_opaque(&folder.reopen().map_err(io)?).map_err(io)?;
+            // Nothing below shows, so there is nothing to look like.
+            self.described.insert(parent.path_of(name), Metadata::implied());
+        } else {
+            self.implied.insert(parent.path_of(name));
+        }
+        Ok(folder)
     }
 }
 
@@ -260,63 +309,4 @@ fn write_content<R: Read>(
         }
     }
     Ok(())
-}
-
-fn make_opaque(directory: &OwnedFd, path: &[u8]) -> Result<(), UnpackError> {
-    fsetxattr(directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())
-        .map_err(|error| UnpackError::io(path, error))
-}
-
-/// Owner before mode, for a change of the owner takes set-user-id away; the time last of all.
-fn apply(file: &OwnedFd, metadata: &Metadata, path: &[u8]) -> Result<(), UnpackError> {
-    let io = |error: Errno| UnpackError::io(path, error);
-    fchown(file, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid))).map_err(io)?;
-    fchmod(file, Mode::from_raw_mode(metadata.mode)).map_err(io)?;
-    for (name, value) in &metadata.xattrs {
-        if name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") {
-            return Err(UnpackError::refused(path, "with an attribute that is the file system's own"));
-        }
-        match fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty()) {
-            Ok(()) => {}
-            // A tmpfs keeps no attributes of users; nothing that runs relies on them for safety.
-            Err(Errno::NOTSUP) if name.starts_with(b"user.") => {}
-            Err(error) => return Err(io(error)),
-        }
-    }
-    futimens(file, &times(metadata)).map_err(io)
-}
-
-/// For what cannot be opened.
-fn apply_by_name(parent: &OwnedFd, name: &OsStr, metadata: &Metadata) -> Result<(), Errno> {
-    let owner = (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)));
-    chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
-    utimensat(parent, name, &times(metadata), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-fn node(
-    parent: &OwnedFd,
-    name: &OsStr,
-    kind: FileType,
-    device: u64,
-    metadata: &Metadata,
-) -> Result<(), Errno> {
-    mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device)?;
-    let owner = (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)));
-    chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
-    // It is no symbolic link: it was made a moment ago, in a folder of ours.
-    rustix::fs::chmodat(parent, name, Mode::from_raw_mode(metadata.mode), AtFlags::empty())?;
-    utimensat(parent, name, &times(metadata), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-fn times(metadata: &Metadata) -> Timestamps {
-    let (seconds, nanoseconds) = metadata.mtime;
-    let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-/// Removes a directory that an earlier member of the layer made.
-fn remove_tree(parent: &OwnedFd, name: &OsStr) -> Result<(), std::io::Error> {
-    let mut path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(parent)));
-    path.push(name);
-    std::fs::remove_dir_all(path)
 }
