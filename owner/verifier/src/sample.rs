@@ -41,26 +41,3 @@ pub(crate) fn verify(
         _ => Ok(Claims::default()),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn verify_with(report_data: &[u8], allow_sample: bool) -> Result<Claims, Refusal> {
-        let evidence = json!({ "svn": "1", "report_data": STANDARD.encode([1; 48]) });
-        let expected = Expected { report_data, init_data_digest: None, credential: None, tpm_request: None };
-        verify(&evidence, &expected, &TrustAnchors { allow_sample, ..TrustAnchors::default() })
-    }
-
-    #[test]
-    fn sample_evidence_is_taken_only_where_it_is_allowed() {
-        assert!(verify_with(&[1; 48], true).is_ok());
-        assert_eq!(verify_with(&[1; 48], false).unwrap_err().claim, "tee");
-    }
-
-    #[test]
-    fn other_report_data_is_refused() {
-        assert_eq!(verify_with(&[2; 48], true).unwrap_err().claim, "report_data");
-        assert_eq!(verify_with(&[1; 32], true).unwrap_err().claim, "report_data");
-    }
-}

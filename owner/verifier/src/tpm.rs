@@ -29,7 +29,7 @@ pub fn make_credential(
     now: UnixSeconds,
     secret: &[u8],
 ) -> Result<ChallengeParams, Refusal> {
-    let endorsement = endorsement_key(params, anchors, now)?;
+    let (endorsement, _) = endorsement_key(params, anchors, now)?;
     let attestation = attestation_key(params)?;
     credential::make(&endorsement, &attestation.name(), secret)
 }
@@ -45,12 +45,12 @@ pub(crate) fn verify(
     let key_digest = digest::digest(&digest::SHA256, &evidence.ak_public);
     let certificate = certified(&evidence, key_digest.as_ref(), expected, anchors, now)?;
 
-    let attest = quote::verify(&evidence.tpm_quote, &evidence.ak_public)?;
+    let (attest, hash) = quote::verify(&evidence.tpm_quote, &evidence.ak_public)?;
     let report_data = fit(expected.report_data, SHA256_LENGTH);
     if attest.extra_data != report_data {
         return Err(Refusal::new("report_data", hexadecimal(&report_data), hexadecimal(&attest.extra_data)));
     }
-    let registers = quote::registers(&evidence.tpm_quote, &attest)?;
+    let registers = quote::registers(&evidence.tpm_quote, &attest, hash)?;
     let boot = measured_boot::explain(evidence.event_log.as_deref().unwrap_or_default(), &registers)?;
     let init_data = bound_init_data(&registers, expected.init_data_digest)?;
 
@@ -89,7 +89,7 @@ fn certified(
     let credential = expected.credential.ok_or_else(|| nobody("no credential in the challenge"))?;
     let proof = evidence.credential_proof.as_deref().ok_or_else(|| nobody("no proof of the credential"))?;
 
-    endorsement_key(params, anchors, now)?;
+    let (_, certificate) = endorsement_key(params, anchors, now)?;
     let attestation = attestation_key(params)?;
     if attestation.spki_der() != evidence.ak_public {
         return Err(Refusal::new("ak", "the key that the request named", "another key"));
@@ -99,18 +99,19 @@ fn certified(
     constant_time::verify_slices_are_equal(own.as_ref(), proof).map_err(|_| {
         Refusal::new("ak", "a proof that the TPM opened the challenge's credential", "another proof")
     })?;
-    Ok(Some(HashAlgorithm::Sha256.digest(&params.ek_certificate)))
+    Ok(Some(certificate))
 }
 
-/// The endorsement key, if its certificate is good and it is of the kind that opens credentials.
+/// The endorsement key, if its certificate is good and it is of the kind that opens credentials; and the
+/// certificate's digest.
 fn endorsement_key(
     params: &RequestParams,
     anchors: &TrustAnchors,
     now: UnixSeconds,
-) -> Result<Public, Refusal> {
+) -> Result<(Public, Vec<u8>), Refusal> {
     let public = Public::parse(&params.ek_public).map_err(malformed("ek"))?;
     let certified = certificate::certified_key(&params.ek_certificate, &anchors.tpm_ek_roots, now)?;
-    if certified != public.spki_der() {
+    if certified.key != public.spki_der() {
         return Err(Refusal::new("ek", "the key of the endorsement key certificate", "another key"));
     }
     let needed = attributes::FIXED_TPM
@@ -125,7 +126,7 @@ fn endorsement_key(
             format!("attributes {:#010x}", public.attributes),
         ));
     }
-    Ok(public)
+    Ok((public, certified.digest))
 }
 
 /// The attestation key, if it signs nothing but what its TPM made.
@@ -142,6 +143,9 @@ fn attestation_key(params: &RequestParams) -> Result<Public, Refusal> {
             "a restricted signing key that its TPM made and keeps",
             format!("attributes {:#010x}", public.attributes),
         ));
+    }
+    if public.name_algorithm == HashAlgorithm::Sha1 {
+        return Err(Refusal::new("ak", "a name by SHA-256 or better", public.name_algorithm));
     }
     Ok(public)
 }

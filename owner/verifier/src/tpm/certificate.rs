@@ -4,10 +4,11 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PKCS1_2048_8192_SHA256,
     RSA_PKCS1_2048_8192_SHA384, UnparsedPublicKey, VerificationAlgorithm,
 };
+use sealpod_evidence::HashAlgorithm;
 use x509_cert::Certificate;
 use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::{Decode, Encode};
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage};
 
 use crate::{Refusal, UnixSeconds};
 
@@ -17,18 +18,34 @@ const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
 const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 const ECDSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
+/// tcg-kp-EKCertificate (TCG EK Credential Profile §3.2).
+const ENDORSEMENT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
 
-/// The SubjectPublicKeyInfo (DER) of a certificate that chains to an anchor and is valid now.
+/// What a good certificate says.
+pub(super) struct Certified {
+    /// Its SubjectPublicKeyInfo, DER.
+    pub(super) key: Vec<u8>,
+    /// The SHA-256 digest of the certificate, without what fills the TPM's memory after it.
+    pub(super) digest: Vec<u8>,
+}
+
+/// The key of an endorsement key certificate that chains to an anchor and is valid now.
 ///
 /// Each anchor is trusted by itself, so a chain may end at an intermediate. Where an anchor's own issuer is an anchor
 /// too, the chain goes on to it, and a revoked or expired root is noticed.
-pub(super) fn certified_key(der: &[u8], anchors: &[Vec<u8>], now: UnixSeconds) -> Result<Vec<u8>, Refusal> {
+pub(super) fn certified_key(der: &[u8], anchors: &[Vec<u8>], now: UnixSeconds) -> Result<Certified, Refusal> {
     let refused = |actual: &str| {
         Refusal::new("ek_certificate", "a certificate that chains to a configured authority", actual)
     };
+    let der = without_filling(der).ok_or_else(|| refused("something that is no X.509 certificate"))?;
     let leaf = parse(der).ok_or_else(|| refused("something that is no X.509 certificate"))?;
     let anchors: Vec<Certificate> = anchors.iter().filter_map(|anchor| parse(anchor)).collect();
     valid(&leaf, now)?;
+    endorses(&leaf)?;
+    let certified = || {
+        let key = key(&leaf).ok_or_else(|| refused("a key that is not SubjectPublicKeyInfo"))?;
+        Ok(Certified { key, digest: HashAlgorithm::Sha256.digest(der) })
+    };
     let mut subject = &leaf;
     for depth in 0..MAX_CHAIN {
         let issuer = anchors.iter().find(|anchor| issued(anchor, subject));
@@ -37,13 +54,11 @@ pub(super) fn certified_key(der: &[u8], anchors: &[Vec<u8>], now: UnixSeconds) -
                 valid(issuer, now)?;
                 authority(issuer, depth)?;
                 if issuer.tbs_certificate().subject() == issuer.tbs_certificate().issuer() {
-                    return key(&leaf).ok_or_else(|| refused("a key that is not SubjectPublicKeyInfo"));
+                    return certified();
                 }
                 subject = issuer;
             }
-            None if depth > 0 => {
-                return key(&leaf).ok_or_else(|| refused("a key that is not SubjectPublicKeyInfo"));
-            }
+            None if depth > 0 => return certified(),
             None => {
                 let issuer = leaf.tbs_certificate().issuer();
                 return Err(refused(&format!("one that {issuer} issued")));
@@ -54,9 +69,12 @@ pub(super) fn certified_key(der: &[u8], anchors: &[Vec<u8>], now: UnixSeconds) -
 }
 
 fn parse(der: &[u8]) -> Option<Certificate> {
-    // A certificate in NV memory may be followed by filling.
-    let length = der_length(der)?;
-    Certificate::from_der(der.get(..length)?).ok()
+    Certificate::from_der(without_filling(der)?).ok()
+}
+
+/// A certificate in NV memory may be followed by filling.
+fn without_filling(der: &[u8]) -> Option<&[u8]> {
+    der.get(..der_length(der)?)
 }
 
 /// The length of the outermost SEQUENCE, its header included.
@@ -81,6 +99,19 @@ fn valid(certificate: &Certificate, now: UnixSeconds) -> Result<(), Refusal> {
         format!("{subject} valid at {now}"),
         format!("valid from {from} to {to}"),
     ))
+}
+
+/// Whether a certificate is for endorsement keys, where it says what it is for: authorities issue others, too, whose
+/// keys need not be in a TPM.
+fn endorses(certificate: &Certificate) -> Result<(), Refusal> {
+    let refused = |actual| Refusal::new("ek_certificate", "a certificate for an endorsement key", actual);
+    match certificate.tbs_certificate().get_extension::<ExtendedKeyUsage>() {
+        Ok(Some((_, usage))) if !usage.0.contains(&ENDORSEMENT) => {
+            Err(refused("one for another use of the key"))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => Err(refused("a malformed extended key usage")),
+    }
 }
 
 /// Whether a certificate may issue others, with so many authorities below it.

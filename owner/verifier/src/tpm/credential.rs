@@ -56,7 +56,7 @@ fn rsa_seed(hash: HashAlgorithm, exponent: u32, modulus: &[u8]) -> Result<(Vec<u
         PublicKeyComponents { n: modulus, e: exponent.as_slice() }.try_into().map_err(unusable)?;
     let key = OaepPublicEncryptingKey::new(key).map_err(unusable)?;
     let mut encrypted = vec![0; key.ciphertext_size()];
-    key.encrypt(&OAEP_SHA256_MGF1SHA256, &seed, &mut encrypted, Some(b"IDENTITY\0")).map_err(failed)?;
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, &seed, &mut encrypted, Some(b"IDENTITY\0")).map_err(unusable)?;
     Ok((seed, encrypted))
 }
 

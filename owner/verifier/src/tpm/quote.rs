@@ -5,45 +5,62 @@ use aws_lc_rs::signature::{
     UnparsedPublicKey, VerificationAlgorithm,
 };
 use sealpod_evidence::HashAlgorithm;
+use sealpod_evidence::tpm::codec::{Endian, Writer};
 use sealpod_evidence::tpm::{Attest, PcrSelection, QUOTED_PCRS, QuoteEvidence, Signature};
-use x509_cert::der::{Decode, Encode};
+use x509_cert::der::Decode;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::{SHA256_LENGTH, malformed};
 use crate::Refusal;
 use crate::claims::hexadecimal;
 
-/// The content of a quote that the key signed.
-pub(super) fn verify(quote: &QuoteEvidence, key_der: &[u8]) -> Result<Attest, Refusal> {
+/// The content of a quote that the key signed, and the hash that its signature is made with.
+pub(super) fn verify(quote: &QuoteEvidence, key_der: &[u8]) -> Result<(Attest, HashAlgorithm), Refusal> {
     let signature = Signature::parse(&quote.signature).map_err(malformed("quote_signature"))?;
     let refused = |actual| Refusal::new("quote_signature", "a signature by the attestation key", actual);
     let key = public_key(key_der).ok_or_else(|| refused("a key that is not SubjectPublicKeyInfo"))?;
-    let (algorithm, signature): (&dyn VerificationAlgorithm, Vec<u8>) = match signature {
-        Signature::Ecdsa { hash: HashAlgorithm::Sha256, r, s } => {
-            (&ECDSA_P256_SHA256_FIXED, fixed(&r, &s, 32).ok_or_else(|| refused("numbers that are too long"))?)
+    let too_long = || refused("numbers that are too long");
+    let (algorithm, hash, signature): (&dyn VerificationAlgorithm, _, Vec<u8>) = match signature {
+        Signature::Ecdsa { hash: hash @ HashAlgorithm::Sha256, r, s } => {
+            (&ECDSA_P256_SHA256_FIXED, hash, fixed(&r, &s, 32).ok_or_else(too_long)?)
         }
-        Signature::Ecdsa { hash: HashAlgorithm::Sha384, r, s } => {
-            (&ECDSA_P384_SHA384_FIXED, fixed(&r, &s, 48).ok_or_else(|| refused("numbers that are too long"))?)
+        Signature::Ecdsa { hash: hash @ HashAlgorithm::Sha384, r, s } => {
+            (&ECDSA_P384_SHA384_FIXED, hash, fixed(&r, &s, 48).ok_or_else(too_long)?)
         }
-        Signature::RsaPkcs1 { hash: HashAlgorithm::Sha256, signature } => {
-            (&RSA_PKCS1_2048_8192_SHA256, signature)
+        Signature::RsaPkcs1 { hash: hash @ HashAlgorithm::Sha256, signature } => {
+            (&RSA_PKCS1_2048_8192_SHA256, hash, signature)
         }
-        Signature::RsaPss { hash: HashAlgorithm::Sha256, signature } => {
-            (&RSA_PSS_2048_8192_SHA256, signature)
+        Signature::RsaPss { hash: hash @ HashAlgorithm::Sha256, signature } => {
+            (&RSA_PSS_2048_8192_SHA256, hash, signature)
         }
         _ => return Err(refused("an algorithm that is not supported")),
     };
     UnparsedPublicKey::new(algorithm, key)
         .verify(&quote.message, &signature)
         .map_err(|_| refused("another signature"))?;
-    Attest::parse(&quote.message).map_err(malformed("quote"))
+    let attest = Attest::parse(&quote.message).map_err(malformed("quote"))?;
+    Ok((attest, hash))
 }
 
 /// The values of the quoted registers, in order: exactly those that policy relies upon, and the ones that were signed.
-pub(super) fn registers(quote: &QuoteEvidence, attest: &Attest) -> Result<Vec<Vec<u8>>, Refusal> {
+///
+/// The digest over them is by the hash of the signature (part 2 §10.12.1).
+pub(super) fn registers(
+    quote: &QuoteEvidence,
+    attest: &Attest,
+    hash: HashAlgorithm,
+) -> Result<Vec<Vec<u8>>, Refusal> {
     let expected = PcrSelection::of(HashAlgorithm::Sha256, QUOTED_PCRS);
     if attest.selection != expected {
         return Err(Refusal::new("pcr_selection", expected, &attest.selection));
+    }
+    // A selection may name a bank more than once, and the TPM takes the registers in the order of the names. The one
+    // that is expected stands there as one name, just before the digest that ends the quote.
+    let mut end = Writer::new(Endian::Big);
+    expected.write(&mut end);
+    end.sized(&attest.pcr_digest);
+    if !quote.message.ends_with(&end.into_bytes()) {
+        return Err(Refusal::new("pcr_selection", expected, "the same registers in another form"));
     }
     let count = QUOTED_PCRS.count();
     if quote.pcrs.len() != count {
@@ -57,18 +74,17 @@ pub(super) fn registers(quote: &QuoteEvidence, attest: &Attest) -> Result<Vec<Ve
         );
     }
     let parts: Vec<&[u8]> = registers.iter().map(Vec::as_slice).collect();
-    let digest = HashAlgorithm::Sha256.digest_parts(&parts);
+    let digest = hash.digest_parts(&parts);
     if attest.pcr_digest != digest {
         return Err(Refusal::new("pcr_digest", hexadecimal(&attest.pcr_digest), hexadecimal(&digest)));
     }
     Ok(registers)
 }
 
-/// The bytes of the key itself: a point, or an RSAPublicKey.
+/// The bytes of the key itself: a point, or an RSAPublicKey. Only DER is taken, so that a key has one digest.
 fn public_key(der: &[u8]) -> Option<Vec<u8>> {
     let info = SubjectPublicKeyInfoOwned::from_der(der).ok()?;
-    // One form only, so that a key has one digest.
-    (info.to_der().ok()? == der).then(|| info.subject_public_key.as_bytes().map(<[u8]>::to_vec))?
+    info.subject_public_key.as_bytes().map(<[u8]>::to_vec)
 }
 
 /// ECDSA's two numbers, each as long as the field.
