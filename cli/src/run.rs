@@ -50,6 +50,9 @@ pub(crate) struct RunArgs {
     /// The VM's memory, as 512M or 2G
     #[arg(short, long, default_value = "512M", value_parser = parse_memory)]
     memory: u32,
+    /// Give the pod a disk of this size for its files, encrypted under a key that only the guest has, as 2G
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
+    disk: Option<u32>,
     /// The VM's processors
     #[arg(long, default_value_t = 1)]
     cpus: u32,
@@ -217,6 +220,7 @@ async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -
     let config = SandboxConfig {
         memory_mib: args.memory,
         cpus: args.cpus,
+        ephemeral_disk_mib: args.disk.unwrap_or_default(),
         accelerator: args.accelerator,
         tpm: Tpm::Emulated { authority },
         ports: args.ports.clone(),
@@ -298,8 +302,16 @@ fn random_name() -> Result<String> {
     Ok(format!("pod-{}", hex::encode(bytes)))
 }
 
-/// Mebibytes from `512`, `512M`, `2G` (with or without `i` and `B`).
 fn parse_memory(text: &str) -> std::result::Result<u32, String> {
+    parse_size(text).and_then(|size| if size >= 256 { Ok(size) } else { Err("at least 256M".to_owned()) })
+}
+
+fn parse_disk(text: &str) -> std::result::Result<u32, String> {
+    parse_size(text).and_then(|size| if size >= 16 { Ok(size) } else { Err("at least 16M".to_owned()) })
+}
+
+/// Mebibytes from `512`, `512M`, `2G` (with or without `i` and `B`).
+fn parse_size(text: &str) -> std::result::Result<u32, String> {
     let digits = text.trim_end_matches(|character: char| character.is_ascii_alphabetic());
     let unit = text[digits.len()..].to_ascii_lowercase();
     let factor = match unit.trim_end_matches('b').trim_end_matches('i') {
@@ -308,7 +320,7 @@ fn parse_memory(text: &str) -> std::result::Result<u32, String> {
         _ => return Err("as 512M or 2G".into()),
     };
     let count: u32 = digits.parse().map_err(|_| "as 512M or 2G".to_owned())?;
-    count.checked_mul(factor).filter(|mebibytes| *mebibytes >= 256).ok_or_else(|| "at least 256M".to_owned())
+    count.checked_mul(factor).ok_or_else(|| "that is too much".to_owned())
 }
 
 /// `NAME:ADDRESS`, where the address may be IPv6.

@@ -231,6 +231,36 @@ pub(crate) fn an_interrupted_run_leaves_nothing(world: &World) {
     }
 }
 
+pub(crate) fn an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothing(world: &World) {
+    let owner = world.owner();
+    let root = owner.root("larger-than-memory");
+    std::fs::write(root.join("large"), b"plain to see ".repeat(30 << 20)).unwrap();
+    let image = owner.publish("larger-than-memory", &root, &sealpod_tests::ImageOptions::default());
+    let place = Place::new(owner, "disk");
+    let init_data = place.file("init-data.toml", &world.init_data());
+    let mut run = place.command(["run", "--memory", "384M", "--disk", "1G", "--init-data", &init_data]);
+    run.arg(&image).args([
+        "--",
+        "/bin/sh",
+        "-c",
+        "trap 'exit 0' TERM; wc -c < /large; while :; do sleep 0.1; done",
+    ]);
+    let mut run = run.spawn().unwrap();
+    let mut said = [0; 10];
+    run.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(text(&said), "408944640\n");
+
+    let folders = entries(&place.folder.join("run"));
+    let disk = folders.iter().map(|folder| folder.join("disk.img")).find(|disk| disk.is_file()).unwrap();
+    let content = std::fs::read(disk).unwrap();
+    assert!(content.iter().filter(|byte| **byte != 0).count() > 64 << 20, "the disk is hardly used");
+    let plain = b"plain to see plain to see";
+    assert!(!content.chunks(4096).any(|page| page.windows(plain.len()).any(|part| part == plain)));
+    signal(&run, Signal::TERM);
+    assert_eq!(run.wait_with_output().unwrap().status.code(), Some(0));
+    place.assert_nothing_is_left();
+}
+
 pub(crate) fn a_broker_that_is_not_there_is_named(world: &World) {
     let place = Place::new(world.owner(), "no-broker");
     let nowhere =

@@ -91,6 +91,7 @@ fn main() -> ExitCode {
         run_passes_on_input_and_a_terminal,
         run_reports_what_cannot_work_and_leaves_nothing,
         an_interrupted_run_leaves_nothing,
+        an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothing,
         a_broker_that_is_not_there_is_named,
         a_guest_that_dies_is_reported_with_its_last_words,
     ));

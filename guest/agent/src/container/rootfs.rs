@@ -3,10 +3,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, XattrFlags, getxattr, listxattr, mkdirat, openat2, setxattr};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -52,6 +52,10 @@ impl Folders {
         for folder in ["layers", "upper", "work", "rootfs"] {
             fs::create_dir_all(self.bundle.join(folder))?;
         }
+        // What overlayfs shows of the root itself is the container's own layer's.
+        if let Some(uppermost) = layers.last() {
+            copy_attributes(uppermost, &self.bundle.join("upper"))?;
+        }
         let folder = self.bundle.join("layers");
         if layers.is_empty() {
             fs::create_dir(folder.join("0"))?;
@@ -78,6 +82,27 @@ impl Folders {
         }
         not_found_is_fine(fs::remove_dir(&self.cgroup))
     }
+}
+
+/// Gives a folder the owner, the mode and the extended attributes of another; what is overlayfs's own stays away.
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(from)?;
+    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(to, metadata.permissions())?;
+    let mut names = vec![0; listxattr(from, &mut [0u8; 0])?];
+    let length = listxattr(from, names.as_mut_slice())?;
+    names.truncate(length);
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if name.starts_with(b"trusted.overlay.") {
+            continue;
+        }
+        let name = CString::new(name).map_err(io::Error::other)?;
+        let mut value = vec![0; getxattr(from, &name, &mut [0u8; 0])?];
+        let length = getxattr(from, &name, value.as_mut_slice())?;
+        value.truncate(length);
+        setxattr(to, &name, &value, XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
 fn not_found_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -117,6 +142,8 @@ pub(super) fn create_folder(root: &Path, folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -127,6 +154,14 @@ mod tests {
     #[test]
     fn as_many_layers_as_overlayfs_takes_fit_into_a_page() {
         assert!(overlay_options(500).len() < 4096);
+    }
+
+    #[test]
+    fn the_root_itself_is_as_the_image_says() {
+        let (layer, upper) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::set_permissions(layer.path(), PermissionsExt::from_mode(0o1751)).unwrap();
+        copy_attributes(layer.path(), upper.path()).unwrap();
+        assert_eq!(fs::metadata(upper.path()).unwrap().mode() & 0o7777, 0o1751);
     }
 
     #[test]

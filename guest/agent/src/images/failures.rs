@@ -1,6 +1,7 @@
 //! What a failed pull means to the host.
 
 use sealpod_agent_protocol::{Failure, FailureKind};
+use sealpod_image::UnpackError;
 use sealpod_image::pull::PullError;
 use sealpod_image::registry::RegistryError;
 use sealpod_ocicrypt::{AttemptError, KeyError, UnwrapError};
@@ -18,6 +19,9 @@ pub(super) fn of_pull(error: &PullError) -> Failure {
         PullError::Refused(_) => failure(FailureKind::ImageRefused, message)
             .hint("sign the image with a key that the pod's image policy names, or have its owner change the policy"),
         PullError::Registry(error) => of_registry(error, message),
+        PullError::Unpack { source: UnpackError::TooLarge { .. }, .. } => {
+            failure(FailureKind::Exhausted, message).hint("make the image smaller: no pod takes more")
+        }
         PullError::Key { source, .. } => of_key(source, message),
         PullError::Platform { .. } | PullError::Reference(_) => failure(FailureKind::Invalid, message),
         PullError::Manifest(_)
