@@ -77,7 +77,7 @@ impl Owner {
     pub(crate) async fn attest(&self, sandbox: &Sandbox) -> anyhow::Result<Attested> {
         let (interfaces, dns) = sandbox.pod_network();
         let init_data = Some(self.init_data.clone());
-        let start = StartPod { hostname: "bench".into(), init_data, interfaces, dns, hosts: Vec::new() };
+        let start = StartPod { hostname: "bench".into(), init_data, interfaces, dns, ..StartPod::default() };
         sandbox.agent().call_with_timeout(Request::StartPod(start), PATIENCE).await?;
         self.relay.begin();
         let asked = Instant::now();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use sealpod_agent_protocol::{
     CallError, Client, ContainerRef, CreateContainer, Failure, HostEntry, ProcessRef, PullImage, PulledImage,
-    Reply, Request, Resources, StartPod,
+    Reply, Request, StartPod,
 };
 use sealpod_evidence::init_data::InitData;
 use sealpod_image::reference::Reference;
@@ -191,8 +191,14 @@ async fn prepare(args: &RunArgs, report: &mut Report) -> Result<Prepared> {
 
     let agent = sandbox.agent().clone();
     let (interfaces, dns) = sandbox.pod_network();
-    let start_pod =
-        StartPod { hostname: name.clone(), init_data, interfaces, dns, hosts: args.add_host.clone() };
+    let start_pod = StartPod {
+        hostname: name.clone(),
+        init_data,
+        interfaces,
+        dns,
+        hosts: args.add_host.clone(),
+        ..StartPod::default()
+    };
     ask(&agent, Request::StartPod(start_pod), report).await?;
 
     progress.say("attesting to the key broker");
@@ -262,7 +268,7 @@ fn create_request(args: &RunArgs) -> Result<CreateContainer> {
         terminal: args.tty,
         stdin: args.interactive,
         read_only_root: args.read_only,
-        resources: Resources::default(),
+        ..CreateContainer::default()
     })
 }
 

@@ -42,7 +42,14 @@ impl Pod {
         let sandbox = sandbox.await.unwrap_or_else(|error| panic!("{error}"));
         let (interfaces, dns) = sandbox.pod_network();
         let hosts = vec![HostEntry { address: "192.0.2.7".into(), names: vec!["database".into()] }];
-        let start = StartPod { hostname: "pod-under-test".into(), init_data, interfaces, dns, hosts };
+        let start = StartPod {
+            hostname: "pod-under-test".into(),
+            init_data,
+            interfaces,
+            dns,
+            hosts,
+            ..StartPod::default()
+        };
         let pod = Self { sandbox, containers: AtomicU32::new(0) };
         pod.done(Request::StartPod(start)).await;
         pod

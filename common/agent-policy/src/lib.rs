@@ -42,6 +42,15 @@ pub enum Error {
     },
 }
 
+/// What the guest itself knows of a container that is to be made: beside the request's own fields in `input`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// The digest of the image's manifest, as `image_digest`.
+    pub digest: String,
+    /// The program and the arguments that will run, after the image's config was taken into account.
+    pub effective_command: Vec<String>,
+}
+
 /// What a policy says about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -70,11 +79,11 @@ impl Policy {
         Ok(Self(Some(Mutex::new(Rego { engine }))))
     }
 
-    /// Decides a request. `image_digest` is that of the image that a `CreateContainer` names.
+    /// Decides a request. `image` is what the guest knows of the image that a `CreateContainer` names.
     ///
     /// # Errors
     /// Why it is denied, as [`FailureKind::DeniedByPolicy`].
-    pub fn decide(&self, request: &Request, image_digest: Option<&str>) -> Result<(), Failure> {
+    pub fn decide(&self, request: &Request, image: Option<&ImageFacts>) -> Result<(), Failure> {
         let name = request.name();
         let denied = |why: &str| Failure {
             kind: FailureKind::DeniedByPolicy,
@@ -91,7 +100,7 @@ impl Policy {
             };
         };
         let mut rego = rego.lock().unwrap_or_else(PoisonError::into_inner);
-        match rego.verdict(name, input(request, image_digest)) {
+        match rego.verdict(name, input(request, image)) {
             Ok(Verdict::Allowed) => Ok(()),
             Ok(Verdict::Denied) => Err(denied(&format!("rule {name} is false"))),
             Ok(Verdict::Silent) if needs_permission(request) => {
@@ -128,6 +137,7 @@ fn needs_permission(request: &Request) -> bool {
             | Request::ReadStdout(_)
             | Request::ReadStderr(_)
             | Request::WriteStdin(_)
+            | Request::WriteVolume(_)
     )
 }
 
@@ -139,22 +149,50 @@ fn allowed_without_policy(request: &Request) -> bool {
     }
 }
 
+/// Whether the container would be another than its image says. Names, limits, streams and a read-only root change
+/// nothing of what it does; mounts and lines of `/etc/hosts` do.
 fn overrides_image(create: &CreateContainer) -> bool {
-    let CreateContainer { command, arguments, environment, user, working_directory, .. } = create;
+    let CreateContainer {
+        id: _,
+        name: _,
+        image: _,
+        command,
+        arguments,
+        environment,
+        user,
+        supplemental_groups,
+        working_directory,
+        terminal: _,
+        stdin: _,
+        read_only_root: _,
+        capabilities,
+        allow_privilege_escalation: _,
+        unmasked_paths,
+        privileged,
+        mounts,
+        hosts: _,
+        resources: _,
+    } = create;
     let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
     given(command)
         || given(arguments)
         || !environment.is_empty()
         || user.is_some()
+        || !supplemental_groups.is_empty()
         || working_directory.is_some()
+        || capabilities.is_some()
+        || *unmasked_paths
+        || *privileged
+        || !mounts.is_empty()
 }
 
 /// The policy's `input`: the request as it came over the wire, and what the guest itself knows.
-fn input(request: &Request, image_digest: Option<&str>) -> serde_json::Value {
+fn input(request: &Request, image: Option<&ImageFacts>) -> serde_json::Value {
     let mut json = serde_json::to_value(request).unwrap_or_default();
     let mut input = json.get_mut("input").map(serde_json::Value::take).unwrap_or_default();
-    if let (Some(fields), Some(digest)) = (input.as_object_mut(), image_digest) {
-        fields.insert("image_digest".into(), digest.into());
+    if let (Some(fields), Some(image)) = (input.as_object_mut(), image) {
+        fields.insert("image_digest".into(), image.digest.as_str().into());
+        fields.insert("effective_command".into(), image.effective_command.as_slice().into());
     }
     input
 }
@@ -166,7 +204,9 @@ fn last_line(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sealpod_agent_protocol::{ContainerRef, ExecProcess, ProcessRef, PullImage, StartPod};
+    use sealpod_agent_protocol::{
+        ContainerRef, ExecProcess, Mount, MountSource, ProcessRef, PullImage, StartPod, WriteVolume,
+    };
 
     use super::*;
 
@@ -184,7 +224,11 @@ mod tests {
     }
 
     fn allows(policy: Option<&str>, request: Request) -> bool {
-        Policy::new(policy).unwrap().decide(&request, Some("sha256:1234")).is_ok()
+        Policy::new(policy).unwrap().decide(&request, Some(&facts("sha256:1234"))).is_ok()
+    }
+
+    fn facts(digest: &str) -> ImageFacts {
+        ImageFacts { digest: digest.into(), effective_command: vec!["/app".into()] }
     }
 
     fn rego(rules: &str) -> String {
@@ -194,12 +238,23 @@ mod tests {
     #[test]
     fn without_a_policy_an_image_runs_only_as_it_is() {
         assert!(allows(None, Request::CreateContainer(Box::new(create()))));
-        let overrides: [fn(&mut CreateContainer); 5] = [
+        let overrides: [fn(&mut CreateContainer); 10] = [
             |c| c.command = Some(vec!["sh".into()]),
             |c| c.arguments = Some(vec!["-c".into()]),
             |c| c.environment.extend([("LD_PRELOAD".into(), "/evil.so".into())]),
             |c| c.user = Some("0".into()),
             |c| c.working_directory = Some("/".into()),
+            |c| c.supplemental_groups.extend([0]),
+            |c| c.capabilities = Some(["CAP_SYS_ADMIN".into()].into()),
+            |c| c.unmasked_paths = true,
+            |c| c.privileged = true,
+            |c| {
+                c.mounts.push(Mount {
+                    destination: "/app".into(),
+                    read_only: false,
+                    source: MountSource::Files { volume: "evil".into(), file: None },
+                });
+            },
         ];
         for change in overrides {
             let mut create = create();
@@ -215,6 +270,11 @@ mod tests {
             Request::ReadStdout(process()),
             Request::ReadStderr(process()),
             Request::WriteStdin(process()),
+            Request::WriteVolume(Box::new(WriteVolume {
+                volume: "v".into(),
+                group: None,
+                files: Vec::new(),
+            })),
         ] {
             assert!(!allows(None, request.clone()), "{request:?}");
         }
@@ -268,7 +328,7 @@ mod tests {
     #[test]
     fn the_input_is_the_request_and_the_images_digest() {
         let policy = rego(
-            "CreateContainer if {\n input.image_digest == \"sha256:1234\"\n input.environment.A == \"1\"\n \
+            "CreateContainer if {\n input.image_digest == \"sha256:1234\"\n input.effective_command == [\"/app\"]\n input.environment.A == \"1\"\n \
              input.user == null\n}",
         );
         let mut create = create();
@@ -278,7 +338,7 @@ mod tests {
         assert!(!allows(Some(&policy), Request::CreateContainer(Box::new(create))));
         let other = Policy::new(Some(&policy)).unwrap();
         let create = Request::CreateContainer(Box::new(self::create()));
-        assert!(other.decide(&create, Some("sha256:9999")).is_err());
+        assert!(other.decide(&create, Some(&facts("sha256:9999"))).is_err());
     }
 
     #[test]

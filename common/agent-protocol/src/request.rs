@@ -3,7 +3,8 @@
 //! The same JSON form is what the agent's policy sees as its `input`, so a field's name here is a
 //! name that policies rely on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub enum Request {
     StartContainer(ContainerRef),
     /// Prepares and runs one more process in a running container.
     ExecProcess(Box<ExecProcess>),
+    /// Ends what is left of such a process and forgets it.
+    RemoveExec(ProcessRef),
     /// Sends a signal to a process.
     SignalProcess(SignalProcess),
     /// Sets the size of a process's terminal.
@@ -39,6 +42,16 @@ pub enum Request {
     ReadStderr(ProcessRef),
     /// Lists the containers and their states.
     ListContainers,
+    /// Stops all processes of a container where they are.
+    PauseContainer(ContainerRef),
+    /// Lets them go on.
+    ResumeContainer(ContainerRef),
+    /// Changes a container's limits.
+    UpdateContainer(UpdateContainer),
+    /// What a container, or the pod, has used and uses.
+    ReadStatistics(StatisticsOf),
+    /// Gives a volume of files its content, or replaces it as a whole.
+    WriteVolume(Box<WriteVolume>),
     /// Ends what is left of a container and forgets it.
     RemoveContainer(ContainerRef),
     /// Ends all containers and powers the guest off.
@@ -56,6 +69,7 @@ impl Request {
             Self::CreateContainer(_) => "CreateContainer",
             Self::StartContainer(_) => "StartContainer",
             Self::ExecProcess(_) => "ExecProcess",
+            Self::RemoveExec(_) => "RemoveExec",
             Self::SignalProcess(_) => "SignalProcess",
             Self::ResizeTerminal(_) => "ResizeTerminal",
             Self::WaitProcess(_) => "WaitProcess",
@@ -63,6 +77,11 @@ impl Request {
             Self::ReadStdout(_) => "ReadStdout",
             Self::ReadStderr(_) => "ReadStderr",
             Self::ListContainers => "ListContainers",
+            Self::PauseContainer(_) => "PauseContainer",
+            Self::ResumeContainer(_) => "ResumeContainer",
+            Self::UpdateContainer(_) => "UpdateContainer",
+            Self::ReadStatistics(_) => "ReadStatistics",
+            Self::WriteVolume(_) => "WriteVolume",
             Self::RemoveContainer(_) => "RemoveContainer",
             Self::StopPod => "StopPod",
         }
@@ -88,6 +107,8 @@ pub struct StartPod {
     pub dns: Dns,
     /// More lines of `/etc/hosts`.
     pub hosts: Vec<HostEntry>,
+    /// Kernel parameters of the pod's namespaces, as `net.ipv4.ip_unprivileged_port_start`.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// One network interface of the guest, found by its MAC address.
@@ -152,6 +173,8 @@ pub struct PullImage {
 pub struct CreateContainer {
     /// Chosen by the host: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, 128 bytes at most.
     pub id: String,
+    /// Its name in the pod, where it has one.
+    pub name: Option<String>,
     /// A reference that [`Request::PullImage`] pulled in this pod.
     pub image: String,
     /// Replaces the image's entrypoint.
@@ -162,6 +185,8 @@ pub struct CreateContainer {
     pub environment: BTreeMap<String, String>,
     /// Replaces the image's user: `user[:group]`, names or numbers, looked up in the image.
     pub user: Option<String>,
+    /// More groups of the user's, by number.
+    pub supplemental_groups: BTreeSet<u32>,
     /// Replaces the image's working directory.
     pub working_directory: Option<String>,
     /// Whether the process gets a terminal.
@@ -170,8 +195,116 @@ pub struct CreateContainer {
     pub stdin: bool,
     /// Whether the root file system is read-only.
     pub read_only_root: bool,
+    /// Replaces the set of capabilities that root has, as `CAP_NET_RAW`.
+    pub capabilities: Option<BTreeSet<String>>,
+    /// Whether programs may gain privileges that their parents do not have (set-user-id).
+    pub allow_privilege_escalation: bool,
+    /// Whether paths of `/proc` and `/sys` that are hidden or read-only elsewhere are not (`procMount: Unmasked`).
+    pub unmasked_paths: bool,
+    /// Whether it may do within the guest what it likes: all capabilities, all system calls, all paths.
+    pub privileged: bool,
+    /// Volumes and where it sees them.
+    pub mounts: Vec<Mount>,
+    /// Lines of its own `/etc/hosts`, instead of the pod's.
+    pub hosts: Vec<HostEntry>,
     /// Limits.
     pub resources: Resources,
+}
+
+/// A volume in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Where the container sees it: an absolute path without `..`.
+    pub destination: String,
+    /// Whether it is read-only for the container.
+    pub read_only: bool,
+    /// What is seen there.
+    pub source: MountSource,
+}
+
+/// What a mount shows. Containers of the pod that name the same volume share it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum MountSource {
+    /// Files that [`Request::WriteVolume`] gave (a ConfigMap, a Secret, projected tokens).
+    Files {
+        /// The volume's name in the pod.
+        volume: String,
+        /// One file of the volume instead of all.
+        file: Option<String>,
+    },
+    /// An empty folder that lives as long as the pod, in the guest's memory or on its encrypted disk.
+    Empty {
+        /// The volume's name in the pod.
+        volume: String,
+        /// The most that it may hold, in bytes.
+        size_bytes: Option<u64>,
+        /// The group that owns it, if not root's.
+        group: Option<u32>,
+    },
+}
+
+/// The content of a volume of files.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteVolume {
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// The group that owns the files, if not root's.
+    pub group: Option<u32>,
+    /// All its files.
+    pub files: Vec<VolumeFile>,
+}
+
+/// One file of a volume.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeFile {
+    /// Relative to the volume, of names only: no `.`, no `..`.
+    pub path: String,
+    /// Permissions, as `0o644`.
+    pub mode: u32,
+    /// Its bytes, in standard base64 (RFC 4648, section 4).
+    pub content: String,
+}
+
+// Contents are the workload's: they do not print.
+impl fmt::Debug for WriteVolume {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, group, files } = self;
+        formatter
+            .debug_struct("WriteVolume")
+            .field("volume", volume)
+            .field("group", group)
+            .field("files", files)
+            .finish()
+    }
+}
+
+impl fmt::Debug for VolumeFile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, mode, content: _ } = self;
+        formatter.debug_struct("VolumeFile").field("path", path).field("mode", mode).finish_non_exhaustive()
+    }
+}
+
+/// New limits for a container; what is absent stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateContainer {
+    /// The container's id.
+    pub container: String,
+    /// The limits.
+    pub resources: Resources,
+}
+
+/// Whose statistics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatisticsOf {
+    /// The container's id; absent for the pod as a whole.
+    pub container: Option<String>,
 }
 
 /// A container's limits (cgroup v2).
@@ -182,6 +315,10 @@ pub struct Resources {
     pub memory_bytes: Option<u64>,
     /// CPU time per wall time, in thousandths of a CPU.
     pub cpu_millis: Option<u64>,
+    /// `cpu.weight`, 1 to 10000: the share of contended CPU time.
+    pub cpu_weight: Option<u64>,
+    /// `cpuset.cpus`: the processors it may use, as `0-2,4`.
+    pub cpus: Option<String>,
     /// `pids.max`.
     pub pids: Option<u64>,
 }
@@ -264,6 +401,46 @@ pub enum Reply {
     Exit(ExitStatus),
     /// To [`Request::ListContainers`].
     Containers(Vec<ContainerState>),
+    /// To [`Request::ReadStatistics`].
+    Statistics(Statistics),
+}
+
+/// What a control group has used and uses (cgroup v2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Statistics {
+    /// CPU time, in microseconds (`cpu.stat`).
+    pub cpu_usage_us: u64,
+    /// Of it, in user mode.
+    pub cpu_user_us: u64,
+    /// Of it, in the kernel.
+    pub cpu_system_us: u64,
+    /// Periods in which it was held back.
+    pub cpu_throttled_periods: u64,
+    /// How long it was held back, in microseconds.
+    pub cpu_throttled_us: u64,
+    /// Memory in use, in bytes (`memory.current`).
+    pub memory_bytes: u64,
+    /// The most that it may use, if limited.
+    pub memory_limit_bytes: Option<u64>,
+    /// Of the memory in use, what belongs to no file (`anon`).
+    pub memory_anonymous_bytes: u64,
+    /// Of the memory in use, file pages (`file`).
+    pub memory_file_bytes: u64,
+    /// Of the file pages, those that could be given back at once (`inactive_file`).
+    pub memory_inactive_file_bytes: u64,
+    /// Page faults.
+    pub page_faults: u64,
+    /// Page faults that had to wait.
+    pub major_page_faults: u64,
+    /// Swap space in use, in bytes.
+    pub swap_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// The most of them, if limited.
+    pub pids_limit: Option<u64>,
+    /// How often the kernel killed for want of memory.
+    pub out_of_memory_kills: u64,
 }
 
 /// Who answers.
@@ -322,6 +499,8 @@ pub enum Phase {
     Created,
     /// Its process runs.
     Running,
+    /// Its processes are stopped where they are.
+    Paused,
     /// Its process ended.
     Stopped,
 }

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use sealpod_agent_policy::ImageFacts;
 use sealpod_agent_protocol::{
     ByteStream, CreateContainer, Failure, FailureKind, Handler, Info, ProcessRef, Reply, Request, StartPod,
 };
 use tokio::sync::OnceCell;
 
 use crate::boot::{self, Parameters};
+use crate::container::reduce::{effective_command, reduce};
 use crate::container::{Process, Stream};
 use crate::failure::{Hint, failure};
 use crate::pod::Pod;
@@ -71,9 +73,13 @@ impl Agent {
         match request {
             Request::Attest => pod.attestation.attest().await.map(done),
             Request::PullImage(pull) => pod.images.pull(&pull.image).await.map(Reply::Image),
-            Request::CreateContainer(create) => create_container(pod, *create).await.map(done),
+            Request::CreateContainer(create) => {
+                let image = pod.images.for_container(&create.image)?;
+                pod.containers.create(*create, image).await.map(done)
+            }
             Request::StartContainer(name) => pod.containers.start(&name.container).await.map(done),
             Request::ExecProcess(exec) => pod.containers.exec(*exec).await.map(done),
+            Request::RemoveExec(process) => pod.containers.remove_exec(&process).await.map(done),
             Request::SignalProcess(signal) => {
                 pod.containers.signal(&signal.process, signal.signal, signal.all).map(done)
             }
@@ -85,6 +91,15 @@ impl Agent {
                 process.wait().await.map(Reply::Exit)
             }
             Request::ListContainers => Ok(Reply::Containers(pod.containers.list())),
+            Request::PauseContainer(name) => pod.containers.pause(&name.container, true).map(done),
+            Request::ResumeContainer(name) => pod.containers.pause(&name.container, false).map(done),
+            Request::UpdateContainer(update) => {
+                pod.containers.update(&update.container, &update.resources).map(done)
+            }
+            Request::ReadStatistics(of) => {
+                pod.containers.statistics(of.container.as_deref()).map(Reply::Statistics)
+            }
+            Request::WriteVolume(write) => pod.containers.volumes.write(&write).map(done),
             Request::RemoveContainer(name) => pod.containers.remove(&name.container).await.map(done),
             other => Err(failure(FailureKind::Invalid, format!("{} is not a call", other.name()))),
         }
@@ -111,14 +126,14 @@ impl Handler for Agent {
                 });
                 Ok(Reply::Done)
             }
-            request => {
+            mut request => {
                 let pod = self.pod()?;
-                let digest = match &request {
-                    Request::CreateContainer(create) => Some(pod.images.digest(&create.image)?),
+                let image = match &mut request {
+                    Request::CreateContainer(create) => Some(image_facts(pod, create)?),
                     _ => None,
                 };
                 let name = request.name();
-                pod.policy.decide(&request, digest.as_deref()).inspect_err(complain(name))?;
+                pod.policy.decide(&request, image.as_ref()).inspect_err(complain(name))?;
                 self.carry_out(pod, request).await.inspect_err(complain(name))
             }
         }
@@ -142,9 +157,12 @@ impl Handler for Agent {
     }
 }
 
-async fn create_container(pod: &Pod, create: CreateContainer) -> Result<(), Failure> {
+/// Brings the request into the form that policies decide by, and says what they cannot see in it.
+fn image_facts(pod: &Pod, create: &mut CreateContainer) -> Result<ImageFacts, Failure> {
     let image = pod.images.for_container(&create.image)?;
-    pod.containers.create(create, image).await
+    reduce(create, &image.process, pod.containers.hostname());
+    let effective_command = effective_command(create, &image.process);
+    Ok(ImageFacts { digest: image.digest, effective_command })
 }
 
 fn stream_request(request: &Request) -> Result<(&ProcessRef, Stream), Failure> {

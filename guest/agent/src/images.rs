@@ -65,14 +65,10 @@ impl Images {
         Ok(answer)
     }
 
-    /// The digest of an image that was pulled.
-    pub(crate) fn digest(&self, image: &str) -> Result<String, Failure> {
-        self.with(image, |pulled| pulled.digest.to_string())
-    }
-
     /// What a container needs of an image that was pulled.
     pub(crate) fn for_container(&self, image: &str) -> Result<ContainerImage, Failure> {
         self.with(image, |pulled| ContainerImage {
+            digest: pulled.digest.to_string(),
             process: process(&pulled.config),
             layers: pulled.layers.clone(),
         })

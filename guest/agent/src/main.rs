@@ -13,6 +13,7 @@ mod network;
 mod nonblocking;
 mod pod;
 mod reaper;
+mod sysctls;
 mod workload_api;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sealpod_agent_policy::Policy;
-use sealpod_agent_protocol::{Failure, FailureKind, StartPod};
+use sealpod_agent_protocol::{Failure, FailureKind, Request, StartPod};
 
 use crate::attestation::{Attestation, Evidence};
 use crate::boot::{self, Parameters};
@@ -15,6 +15,7 @@ use crate::failure::{chain, failure, internal};
 use crate::images::Images;
 use crate::network;
 use crate::reaper::Reaper;
+use crate::sysctls;
 use crate::workload_api;
 
 /// A started pod.
@@ -39,6 +40,7 @@ impl Pod {
             .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
         let policy = Policy::new(config.policy.as_deref())
             .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
+        policy.decide(&Request::StartPod(request.clone()), None)?;
         devices.await.map_err(|error| internal("prepare the devices", &error))??;
         let files = set_up_network(&request)?;
         let attestation = Arc::new(Attestation::new(evidence, config.key_broker, request.init_data)?);
@@ -75,10 +77,11 @@ fn set_up_network(request: &StartPod) -> Result<PodFiles, Failure> {
         ("resolv.conf", network::resolv_conf(&request.dns).map_err(invalid)?),
     ];
     network::configure(&request.interfaces).map_err(invalid)?;
+    sysctls::apply(&request.sysctls)?;
     rustix::system::sethostname(request.hostname.as_bytes())
         .map_err(|error| internal("set the host name", &std::io::Error::from(error)))?;
     write_files(&etc).map_err(|error| internal("write the pod's files", &error))?;
-    Ok(PodFiles { hostname: request.hostname.clone(), etc })
+    Ok(PodFiles { hostname: request.hostname.clone(), etc, interfaces: request.interfaces.clone() })
 }
 
 /// The agent's own copies: it resolves names as its containers do.

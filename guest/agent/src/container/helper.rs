@@ -20,7 +20,7 @@ use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
 use super::rootfs::{Folders, RUNTIME, create_folder};
-use super::spec::{self, ImageProcess, UserJson};
+use super::spec::{self, Filter, ImageProcess, Privileges, UserJson, VolumeMount};
 use super::user::{self, User};
 use super::workload::{NOT_EXECUTABLE, NOT_FOUND, Workload};
 use crate::failure::chain;
@@ -46,6 +46,7 @@ pub(super) struct Create {
     pub(super) image: ImageProcess,
     /// The image's unpacked layers, lowest first.
     pub(super) layers: Vec<PathBuf>,
+    pub(super) volumes: Vec<VolumeMount>,
     pub(super) hostname: String,
 }
 
@@ -125,11 +126,11 @@ fn create(create: &Create) -> Result<i32, Error> {
     let user = User::look_up(&folders.root, &process.user)?;
     create_folder(&folders.root, Path::new(&process.working_directory))
         .map_err(io_while("create the working directory"))?;
-    let specification = spec::container(request, &process, &user, &folders);
+    let specification = spec::container(request, &process, &user, &create.volumes, &folders)?;
     fs::write(folders.bundle.join("config.json"), serde_json::to_vec(&specification)?)
         .map_err(io_while("write the runtime's specification"))?;
     fs::create_dir_all(RUNTIME).map_err(io_while("create the runtime's folder"))?;
-    let container = builder(&request.id)?
+    let container = builder(&request.id, Privileges::of_request(request)?.filter)?
         .with_console_socket(request.terminal.then_some(&folders.console))
         .as_init(&folders.bundle)
         .with_systemd(false)
@@ -151,9 +152,10 @@ fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
     };
     // Its own name for each: execs of one container may start at the same time.
     let file = folders.bundle.join(format!("process-{}.json", std::process::id()));
-    fs::write(&file, serde_json::to_vec(&process.to_json(&user))?)
+    let privileges = Privileges::of_exec(&specification);
+    fs::write(&file, serde_json::to_vec(&process.to_json(&user, &privileges))?)
         .map_err(io_while("write the process's specification"))?;
-    let pid = builder(&request.container)?
+    let pid = builder(&request.container, privileges.filter)?
         .with_console_socket(console)
         .as_tenant()
         .with_detach(true)
@@ -163,8 +165,8 @@ fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
     Ok(pid?.as_raw())
 }
 
-fn builder(id: &str) -> Result<ContainerBuilder, LibcontainerError> {
-    let workload = Workload::new().map_err(|error| LibcontainerError::Other(error.to_string()))?;
+fn builder(id: &str, filter: Filter) -> Result<ContainerBuilder, LibcontainerError> {
+    let workload = Workload::new(filter).map_err(|error| LibcontainerError::Other(error.to_string()))?;
     Ok(ContainerBuilder::new(id.into(), SyscallType::default())
         .with_root_path(RUNTIME)?
         .validate_id()?

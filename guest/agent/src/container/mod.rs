@@ -1,29 +1,36 @@
 //! Containers: created from verified images, with limits and without privileges, through the OCI runtime.
 
+mod control_group;
 pub(crate) mod helper;
 mod launch;
 mod process;
+pub(crate) mod reduce;
 mod rootfs;
 mod seccomp;
 mod spec;
 mod user;
+pub(crate) mod volumes;
 mod workload;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use process::{Process, Stream};
 use rootfs::Folders;
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_agent_protocol::{
-    ContainerState, CreateContainer, ExecProcess, Failure, FailureKind, Phase, ProcessRef,
+    ContainerState, CreateContainer, ExecProcess, Failure, FailureKind, Interface, Mount, Phase, ProcessRef,
+    Resources, Statistics,
 };
 pub(crate) use spec::ImageProcess;
+use spec::VolumeMount;
+use volumes::Volumes;
 
 use crate::failure::{Hint, failure, internal};
+use crate::network;
 use crate::reaper::Reaper;
 
 /// The pod's shared memory, which containers see as `/dev/shm`.
@@ -32,6 +39,8 @@ pub(crate) const SHARED_MEMORY: &str = "/run/sealpod/shm";
 /// An image as far as containers need it.
 #[derive(Clone, Debug)]
 pub(crate) struct ContainerImage {
+    /// The manifest's.
+    pub(crate) digest: String,
     pub(crate) process: ImageProcess,
     /// Unpacked layers, lowest first.
     pub(crate) layers: Vec<PathBuf>,
@@ -42,12 +51,15 @@ pub(crate) struct PodFiles {
     pub(crate) hostname: String,
     /// File names in `/etc` and their contents.
     pub(crate) etc: Vec<(&'static str, String)>,
+    /// For `/etc/hosts` of containers that have their own.
+    pub(crate) interfaces: Vec<Interface>,
 }
 
 /// The pod's containers.
 pub(crate) struct Containers {
     reaper: Reaper,
     files: PodFiles,
+    pub(crate) volumes: Volumes,
     /// `None` while one is being created.
     all: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
 }
@@ -64,7 +76,12 @@ pub(crate) struct Container {
 
 impl Containers {
     pub(crate) fn new(reaper: Reaper, files: PodFiles) -> Self {
-        Self { reaper, files, all: Mutex::default() }
+        Self { reaper, files, volumes: Volumes::new(), all: Mutex::default() }
+    }
+
+    /// The pod's host name.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.files.hostname
     }
 
     /// Prepares a container; its process waits to be started.
@@ -109,13 +126,15 @@ impl Containers {
         image: ContainerImage,
         folders: &Folders,
     ) -> Result<Container, Failure> {
-        self.write_etc(folders).map_err(|error| internal("prepare the container's files", &error))?;
+        let volumes = self.find_volumes(&request.mounts)?;
+        self.write_etc(&request, folders)?;
         let (id, reference) = (request.id.clone(), request.image.clone());
         let io = launch::Io::new(request.terminal.then(|| folders.console.clone()), request.stdin)?;
         let operation = helper::Operation::Create(Box::new(helper::Create {
             request,
             image: image.process,
             layers: image.layers,
+            volumes,
             hostname: self.files.hostname.clone(),
         }));
         let process = launch::process(&self.reaper, &operation, io, folders).await?;
@@ -129,12 +148,33 @@ impl Containers {
         })
     }
 
-    fn write_etc(&self, folders: &Folders) -> io::Result<()> {
-        fs::create_dir_all(&folders.etc)?;
-        for (name, text) in &self.files.etc {
-            fs::write(folders.etc.join(name), text)?;
-        }
-        Ok(())
+    fn find_volumes(&self, mounts: &[Mount]) -> Result<Vec<VolumeMount>, Failure> {
+        let found = mounts.iter().map(|mount| {
+            VolumeMount::check_destination(&mount.destination)
+                .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
+            Ok(VolumeMount {
+                destination: mount.destination.clone(),
+                source: self.volumes.path(&mount.source)?,
+                read_only: mount.read_only,
+            })
+        });
+        found.collect()
+    }
+
+    fn write_etc(&self, request: &CreateContainer, folders: &Folders) -> Result<(), Failure> {
+        let own_hosts = (!request.hosts.is_empty())
+            .then(|| network::hosts(&self.files.hostname, &self.files.interfaces, &request.hosts))
+            .transpose()
+            .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
+        let write = || {
+            fs::create_dir_all(&folders.etc)?;
+            for (name, text) in &self.files.etc {
+                let text = own_hosts.as_ref().filter(|_| *name == "hosts").unwrap_or(text);
+                fs::write(folders.etc.join(name), text)?;
+            }
+            Ok(())
+        };
+        write().map_err(|error: io::Error| internal("prepare the container's files", &error))
     }
 
     pub(crate) async fn start(&self, id: &str) -> Result<(), Failure> {
@@ -196,6 +236,46 @@ impl Containers {
         container.signal_all(signal).map_err(|error| internal("send the signal", &error))
     }
 
+    /// Stops a container's processes where they are, or lets them go on.
+    pub(crate) fn pause(&self, id: &str, paused: bool) -> Result<(), Failure> {
+        self.get(id)?.pause(paused)
+    }
+
+    /// Changes a container's limits.
+    pub(crate) fn update(&self, id: &str, resources: &Resources) -> Result<(), Failure> {
+        control_group::update(&self.get(id)?.folders.cgroup, resources)
+            .map_err(|error| internal("change the container's limits", &error))
+    }
+
+    /// What a container, or all of them, have used and use.
+    pub(crate) fn statistics(&self, id: Option<&str>) -> Result<Statistics, Failure> {
+        let group = match id {
+            Some(id) => self.get(id)?.folders.cgroup.clone(),
+            None => Path::new(rootfs::CGROUPS).join(rootfs::CGROUP.trim_start_matches('/')),
+        };
+        match control_group::statistics(&group) {
+            // The pod's group comes with its first container.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && id.is_none() => {
+                Ok(Statistics::default())
+            }
+            other => other.map_err(|error| internal("read the statistics", &error)),
+        }
+    }
+
+    /// Ends what is left of an exec and forgets it.
+    pub(crate) async fn remove_exec(&self, reference: &ProcessRef) -> Result<(), Failure> {
+        let Some(exec) = &reference.exec else {
+            return Err(failure(FailureKind::Invalid, "RemoveExec needs the exec's id"));
+        };
+        let process = self.process(reference)?;
+        // One that has ended needs no signal.
+        let _ = process.signal(Signal::KILL);
+        process.wait().await?;
+        let container = self.get(&reference.container)?;
+        container.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec);
+        Ok(())
+    }
+
     /// Ends what is left of a container and forgets it.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Failure> {
         let container = self.get(id)?;
@@ -239,6 +319,21 @@ impl Container {
             ));
         }
         *phase = Phase::Running;
+        Ok(())
+    }
+
+    fn pause(&self, paused: bool) -> Result<(), Failure> {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, to) =
+            if paused { (Phase::Running, Phase::Paused) } else { (Phase::Paused, Phase::Running) };
+        if *phase != from || self.process.exit_status().is_some() {
+            let message =
+                format!("container {:?} is not {}", self.id, if paused { "running" } else { "paused" });
+            return Err(failure(FailureKind::Conflict, message));
+        }
+        control_group::freeze(&self.folders.cgroup, paused)
+            .map_err(|error| internal("pause or resume the container", &error))?;
+        *phase = to;
         Ok(())
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Folders {
 pub(super) const RUNTIME: &str = "/run/sealpod/runtime";
 /// The parent of all containers' cgroups, as a cgroup path.
 pub(super) const CGROUP: &str = "/sealpod";
+/// Where control groups are mounted.
+pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 const CONTAINERS: &str = "/run/sealpod/containers";
 
 impl Folders {
@@ -39,7 +41,7 @@ impl Folders {
             root: bundle.join("rootfs"),
             etc: bundle.join("etc"),
             console: bundle.join("console.sock"),
-            cgroup: Path::new("/sys/fs/cgroup").join(CGROUP.trim_start_matches('/')).join(id),
+            cgroup: Path::new(CGROUPS).join(CGROUP.trim_start_matches('/')).join(id),
             bundle,
         }
     }

@@ -1,18 +1,23 @@
 //! The OCI runtime specification of a container and of an exec, built from the verified image config and the
 //! host's small request. Nothing of it is ever taken from a specification that the host wrote.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::control_group::{CPU_PERIOD_US, cpu_quota_us};
+use super::reduce::effective_command;
 use super::rootfs::{CGROUP, Folders};
+use super::seccomp;
 use super::user::User;
 
 /// Where programs are looked for if the image does not say.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a terminal is unless something else is said.
+pub(super) const DEFAULT_TERM: &str = "xterm";
 /// How many files a process may have open.
 const OPEN_FILES: u64 = 1_048_576;
 
@@ -30,6 +35,19 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SETPCAP",
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
+];
+
+/// All that there are (capabilities(7)): what a privileged container has.
+#[rustfmt::skip]
+const ALL_CAPABILITIES: &[&str] = &[
+    "CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
+    "CAP_FSETID", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE",
+    "CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST", "CAP_NET_RAW", "CAP_PERFMON", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
+    "CAP_SETUID", "CAP_SYSLOG", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_MODULE",
+    "CAP_SYS_NICE", "CAP_SYS_PACCT", "CAP_SYS_PTRACE", "CAP_SYS_RAWIO", "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
 ];
 
 /// What leaks facts about the guest, or tunes it.
@@ -73,6 +91,14 @@ pub(super) enum Error {
     VariableName(String),
     #[error("{0} holds a NUL character")]
     Nul(&'static str),
+    #[error("{0:?} is no capability")]
+    Capability(String),
+    #[error("nothing can be mounted at {0:?}")]
+    Destination(String),
+    #[error("no filter of system calls can be made")]
+    Seccomp(#[from] libcontainer::oci_spec::OciSpecError),
+    #[error("the specification cannot be written")]
+    Json(#[from] serde_json::Error),
 }
 
 /// The process of a container before its user was looked up.
@@ -92,18 +118,11 @@ impl Process {
         request: &CreateContainer,
         hostname: &str,
     ) -> Result<Self, Error> {
-        let given = |list: &Option<Vec<String>>| list.clone().filter(|list| !list.is_empty());
-        let (command, arguments) = (given(&request.command), given(&request.arguments));
-        let arguments = match (command, arguments) {
-            (Some(command), arguments) => [command, arguments.unwrap_or_default()].concat(),
-            (None, Some(arguments)) => [image.entrypoint.clone(), arguments].concat(),
-            (None, None) => [image.entrypoint.clone(), image.command.clone()].concat(),
-        };
         let mut environment = merge_environment(&image.environment, &request.environment)?;
         add_default(&mut environment, "PATH", DEFAULT_PATH);
         add_default(&mut environment, "HOSTNAME", hostname);
         let process = Self {
-            arguments,
+            arguments: effective_command(request, image),
             environment,
             working_directory: request.working_directory.clone().unwrap_or(image.working_directory.clone()),
             user: request.user.clone().unwrap_or(image.user.clone()),
@@ -143,7 +162,7 @@ impl Process {
             return Err(Error::WorkingDirectory(self.working_directory));
         }
         if self.terminal {
-            add_default(&mut self.environment, "TERM", "xterm");
+            add_default(&mut self.environment, "TERM", DEFAULT_TERM);
         }
         let nul = |strings: &[String]| strings.iter().any(|string| string.contains('\0'));
         match self {
@@ -157,26 +176,110 @@ impl Process {
     }
 
     /// The OCI form.
-    pub(super) fn to_json(&self, user: &UserJson) -> Value {
+    pub(super) fn to_json(&self, user: &UserJson, privileges: &Privileges) -> Value {
         let mut environment = self.environment.clone();
         add_default(&mut environment, "HOME", &user.home);
-        json!({
+        let capabilities = &privileges.capabilities;
+        let mut json = json!({
             "terminal": self.terminal,
             "user": user.ids,
             "args": self.arguments,
             "env": environment,
             "cwd": self.working_directory,
             "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
             },
             "rlimits": [
                 {"type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES},
                 {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
             ],
-            "noNewPrivileges": true,
-        })
+        });
+        // Left out, not false: the runtime asks only whether it is there when it decides when to filter.
+        if privileges.filter == Filter::AtTheEnd {
+            json["noNewPrivileges"] = true.into();
+        }
+        json
+    }
+}
+
+/// What a process may do beyond what its user may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Privileges {
+    capabilities: BTreeSet<String>,
+    /// Who filters its system calls, and when.
+    pub(super) filter: Filter,
+}
+
+/// Who filters system calls, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// We do, as the last step before the program, under "no new privileges".
+    AtTheEnd,
+    /// The runtime does, while it still has the privilege to: programs may gain privileges later.
+    BeforeCapabilities,
+    /// Nobody.
+    None,
+}
+
+impl Privileges {
+    /// Those of a container.
+    pub(super) fn of_request(request: &CreateContainer) -> Result<Self, Error> {
+        let named = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        if request.privileged {
+            return Ok(Self { capabilities: named(ALL_CAPABILITIES), filter: Filter::None });
+        }
+        let capabilities: BTreeSet<String> = match &request.capabilities {
+            Some(given) => given.clone(),
+            None => named(CAPABILITIES),
+        };
+        if let Some(unknown) = capabilities.iter().find(|name| !ALL_CAPABILITIES.contains(&name.as_str())) {
+            return Err(Error::Capability(unknown.clone()));
+        }
+        let filter =
+            if request.allow_privilege_escalation { Filter::BeforeCapabilities } else { Filter::AtTheEnd };
+        Ok(Self { capabilities, filter })
+    }
+
+    /// Those of an exec: its container's, but never more than its parent had.
+    pub(super) fn of_exec(specification: &Value) -> Self {
+        let capabilities = strings(&specification["process"]["capabilities"]["bounding"]);
+        let filter = match specification["annotations"][PRIVILEGED].is_string() {
+            true => Filter::None,
+            // The runtime would not filter an exec.
+            false => Filter::AtTheEnd,
+        };
+        Self { capabilities: capabilities.into_iter().collect(), filter }
+    }
+}
+
+/// Marks the specification of a privileged container, for its execs.
+const PRIVILEGED: &str = "sealpod.privileged";
+
+/// A volume in a container, found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VolumeMount {
+    pub(super) destination: String,
+    pub(super) source: PathBuf,
+    pub(super) read_only: bool,
+}
+
+impl VolumeMount {
+    /// Refuses what would hide the kernel's own file systems, or is no path.
+    pub(super) fn check_destination(destination: &str) -> Result<(), Error> {
+        let path = Path::new(destination);
+        let plain = path.components().skip(1).all(|part| matches!(part, std::path::Component::Normal(_)));
+        let kernels = ["/proc", "/sys"].iter().any(|kernels| path.starts_with(kernels));
+        match path.is_absolute()
+            && path.parent().is_some()
+            && plain
+            && !kernels
+            && !destination.contains('\0')
+        {
+            true => Ok(()),
+            false => Err(Error::Destination(destination.into())),
+        }
     }
 }
 
@@ -188,12 +291,17 @@ pub(super) struct UserJson {
 
 impl From<&User> for UserJson {
     fn from(user: &User) -> Self {
-        let ids = json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.additional_gids});
-        Self { ids, home: user.home.clone() }
+        Self::new(user, &BTreeSet::new())
     }
 }
 
 impl UserJson {
+    fn new(user: &User, more_groups: &BTreeSet<u32>) -> Self {
+        let groups: BTreeSet<_> = user.additional_gids.iter().chain(more_groups).collect();
+        let ids = json!({"uid": user.uid, "gid": user.gid, "additionalGids": groups});
+        Self { ids, home: user.home.clone() }
+    }
+
     /// The user that a container runs as.
     pub(super) fn of_container(specification: &Value) -> Self {
         Self { ids: specification["process"]["user"].clone(), home: "/".into() }
@@ -205,57 +313,79 @@ pub(super) fn container(
     request: &CreateContainer,
     process: &Process,
     user: &User,
+    volumes: &[VolumeMount],
     folders: &Folders,
-) -> Value {
-    json!({
+) -> Result<Value, Error> {
+    let privileges = Privileges::of_request(request)?;
+    let user = UserJson::new(user, &request.supplemental_groups);
+    let hide = !request.privileged && !request.unmasked_paths;
+    let paths = |paths: &'static [&'static str]| if hide { paths } else { &[] };
+    let mut json = json!({
         "ociVersion": "1.0.2",
         "root": {"path": folders.root, "readonly": request.read_only_root},
-        "mounts": mounts(folders, request.read_only_root),
-        "process": process.to_json(&user.into()),
+        "mounts": mounts(folders, request, volumes),
+        "process": process.to_json(&user, &privileges),
         "linux": {
             // The network, IPC and host name are the pod's.
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
             "cgroupsPath": format!("{CGROUP}/{}", request.id),
             "resources": resources(&request.resources),
-            "maskedPaths": MASKED_PATHS,
-            "readonlyPaths": READ_ONLY_PATHS,
+            "maskedPaths": paths(MASKED_PATHS),
+            "readonlyPaths": paths(READ_ONLY_PATHS),
         },
-    })
+    });
+    if privileges.filter == Filter::BeforeCapabilities {
+        json["linux"]["seccomp"] = serde_json::to_value(seccomp::profile()?)?;
+    }
+    if request.privileged {
+        json["annotations"] = json!({ PRIVILEGED: "true" });
+    }
+    Ok(json)
 }
 
-fn mounts(folders: &Folders, read_only: bool) -> Value {
-    let access = if read_only { "ro" } else { "rw" };
+fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount]) -> Value {
+    let access = |read_only: bool| if read_only { "ro" } else { "rw" };
+    let kernels = access(!request.privileged);
     let file = |name: &str| {
         json!({
             "destination": Path::new("/etc").join(name),
             "type": "bind",
             "source": folders.etc.join(name),
-            "options": ["rbind", "nosuid", "nodev", "noexec", access],
+            "options": ["rbind", "nosuid", "nodev", "noexec", access(request.read_only_root)],
         })
     };
-    json!([
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-         "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-        {"destination": "/dev/shm", "type": "bind", "source": super::SHARED_MEMORY,
-         "options": ["rbind", "nosuid", "noexec", "nodev", "rw"]},
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
-         "options": ["nosuid", "noexec", "nodev"]},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs",
-         "options": ["nosuid", "noexec", "nodev", "ro"]},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-         "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
+    let volume = |volume: &VolumeMount| {
+        json!({
+            "destination": volume.destination,
+            "type": "bind",
+            "source": volume.source,
+            "options": ["rbind", "nosuid", "nodev", access(volume.read_only)],
+        })
+    };
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
+        json!({"destination": "/dev/shm", "type": "bind", "source": super::SHARED_MEMORY,
+               "options": ["rbind", "nosuid", "noexec", "nodev", "rw"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+               "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
+               "options": ["nosuid", "noexec", "nodev", kernels]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+               "options": ["nosuid", "noexec", "nodev", "relatime", kernels]}),
         file("resolv.conf"),
         file("hosts"),
         file("hostname"),
-    ])
+    ];
+    mounts.extend(volumes.iter().map(volume));
+    mounts.into()
 }
 
-/// cgroup v2 limits. CPU time is counted in periods of 100 ms, as everywhere.
+/// cgroup v2 limits.
 fn resources(resources: &Resources) -> Value {
-    const PERIOD_US: u64 = 100_000;
     let mut json = json!({});
     if let Some(bytes) = resources.memory_bytes {
         // "swap" is the sum of both: a limit means the same with an ephemeral disk and without.
@@ -263,8 +393,15 @@ fn resources(resources: &Resources) -> Value {
         json["memory"] = json!({"limit": limit, "swap": limit});
     }
     if let Some(millis) = resources.cpu_millis {
-        let quota = millis.saturating_mul(PERIOD_US / 1000).max(1000);
-        json["cpu"] = json!({"quota": i64::try_from(quota).unwrap_or(i64::MAX), "period": PERIOD_US});
+        let quota = i64::try_from(cpu_quota_us(millis)).unwrap_or(i64::MAX);
+        json["cpu"] = json!({"quota": quota, "period": CPU_PERIOD_US});
+    }
+    if let Some(cpus) = &resources.cpus {
+        json["cpu"]["cpus"] = cpus.as_str().into();
+    }
+    if let Some(weight) = resources.cpu_weight {
+        // As a file of cgroup v2's own: "shares" would be converted there and back, with loss.
+        json["unified"] = json!({"cpu.weight": weight.clamp(1, 10_000).to_string()});
     }
     if let Some(pids) = resources.pids {
         json["pids"] = json!({"limit": i64::try_from(pids).unwrap_or(i64::MAX)});
@@ -330,8 +467,10 @@ mod tests {
         let mut request = request();
         change(&mut request);
         let process = Process::main(&image(), &request, "pod").unwrap();
-        let json = container(&request, &process, &user(), &Folders::of(&request.id));
-        serde_json::from_value(json).unwrap()
+        let volumes =
+            [VolumeMount { destination: "/data".into(), source: "/volume".into(), read_only: true }];
+        let json = container(&request, &process, &user(), &volumes, &Folders::of(&request.id));
+        serde_json::from_value(json.unwrap()).unwrap()
     }
 
     #[test]
@@ -368,7 +507,7 @@ mod tests {
         assert_eq!(process.working_directory, "/");
         assert!(process.environment.contains(&format!("PATH={DEFAULT_PATH}")));
         assert!(process.environment.contains(&"TERM=xterm".into()));
-        let json = process.to_json(&(&user()).into());
+        let json = process.to_json(&(&user()).into(), &Privileges::of_request(&request()).unwrap());
         assert!(strings(&json["env"]).contains(&"HOME=/home/app".into()));
     }
 
@@ -436,9 +575,72 @@ mod tests {
     }
 
     #[test]
+    fn privileges_are_those_that_were_asked_for() {
+        let asked: BTreeSet<String> = ["CAP_NET_RAW".to_owned()].into();
+        let spec = specification(|r| {
+            r.capabilities = Some(asked.clone());
+            r.allow_privilege_escalation = true;
+            r.supplemental_groups = [29, 4000].into();
+        });
+        let process = spec.process().as_ref().unwrap();
+        let bounding = process.capabilities().as_ref().unwrap().bounding().clone().unwrap();
+        assert_eq!(bounding.len(), 1);
+        // The runtime filters before it drops what it takes to do so.
+        assert_eq!(process.no_new_privileges(), None);
+        assert!(spec.linux().as_ref().unwrap().seccomp().is_some());
+        assert_eq!(process.user().additional_gids().as_deref(), Some([29, 4000].as_slice()));
+
+        let none = Privileges::of_request(&CreateContainer { capabilities: Some([].into()), ..request() });
+        assert!(none.unwrap().capabilities.is_empty());
+        let unknown = CreateContainer { capabilities: Some(["NET_RAW".into()].into()), ..request() };
+        assert!(matches!(Privileges::of_request(&unknown), Err(Error::Capability(_))));
+    }
+
+    #[test]
+    fn privileged_means_all_within_the_guest() {
+        let request = CreateContainer { privileged: true, ..request() };
+        let main = Process::main(&image(), &request, "pod").unwrap();
+        let json = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
+        let spec: Spec = serde_json::from_value(json.clone()).unwrap();
+        let linux = spec.linux().as_ref().unwrap();
+        assert!(linux.seccomp().is_none());
+        assert!(linux.masked_paths().as_ref().unwrap().is_empty());
+        assert_eq!(Privileges::of_exec(&json), Privileges::of_request(&request).unwrap());
+        let sys = spec.mounts().iter().flatten().find(|m| m.destination() == Path::new("/sys")).unwrap();
+        assert!(sys.options().as_ref().unwrap().contains(&"rw".into()));
+    }
+
+    #[test]
+    fn execs_of_a_container_never_gain_privileges() {
+        let request = CreateContainer { allow_privilege_escalation: true, ..request() };
+        let main = Process::main(&image(), &request, "pod").unwrap();
+        let json = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
+        assert_eq!(Privileges::of_exec(&json).filter, Filter::AtTheEnd);
+    }
+
+    #[test]
+    fn volumes_come_last_and_hide_nothing_of_the_kernels() {
+        let spec = specification(|_| ());
+        let last = spec.mounts().as_ref().unwrap().last().unwrap().clone();
+        assert_eq!(last.destination(), Path::new("/data"));
+        assert!(last.options().as_ref().unwrap().contains(&"ro".into()));
+        for destination in ["/data", "/a/b", "/dev/termination-log", "/process"] {
+            VolumeMount::check_destination(destination).unwrap();
+        }
+        for destination in ["", "/", "data", "/../etc", "/a/../b", "/proc", "/proc/sys", "/sys/fs", "/a\0"] {
+            assert!(VolumeMount::check_destination(destination).is_err(), "{destination:?}");
+        }
+    }
+
+    #[test]
     fn limits_become_cgroup_settings() {
         let spec = specification(|r| {
-            r.resources = Resources { memory_bytes: Some(64 << 20), cpu_millis: Some(1500), pids: Some(10) };
+            r.resources = Resources {
+                memory_bytes: Some(64 << 20),
+                cpu_millis: Some(1500),
+                pids: Some(10),
+                ..Resources::default()
+            };
         });
         let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap().clone();
         assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(64 << 20));
@@ -454,7 +656,7 @@ mod tests {
     fn an_exec_inherits_from_its_container() {
         let request = request();
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let specification = container(&request, &main, &user(), &Folders::of("c1"));
+        let specification = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
         let mut exec = ExecProcess { command: vec!["id".into()], ..ExecProcess::default() };
         exec.environment.insert("A".into(), "9".into());
         let process = Process::exec(&specification, &exec).unwrap();
@@ -462,7 +664,9 @@ mod tests {
         assert_eq!(process.working_directory, "/srv");
         assert!(process.environment.contains(&"A=9".into()));
         assert!(process.environment.contains(&"HOME=/home/app".into()));
-        let json = process.to_json(&UserJson::of_container(&specification));
+        let privileges = Privileges::of_exec(&specification);
+        assert_eq!(privileges, Privileges::of_request(&request).unwrap());
+        let json = process.to_json(&UserJson::of_container(&specification), &privileges);
         assert_eq!(json["user"]["uid"], 1000);
         exec.user = Some("root".into());
         let process = Process::exec(&specification, &exec).unwrap();

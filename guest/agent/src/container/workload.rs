@@ -14,6 +14,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::fs::{Access, access};
 
 use super::seccomp;
+use super::spec::Filter;
 
 /// What the complaints about a program that cannot run begin with. The runtime library passes them on as text only,
 /// among words of its own.
@@ -24,12 +25,14 @@ pub(super) const NOT_EXECUTABLE: &str = "not executable: ";
 /// Runs a container's program.
 #[derive(Clone)]
 pub(super) struct Workload {
-    seccomp: LinuxSeccomp,
+    /// If the filter is ours to install.
+    seccomp: Option<LinuxSeccomp>,
 }
 
 impl Workload {
-    pub(super) fn new() -> Result<Self, OciSpecError> {
-        Ok(Self { seccomp: seccomp::profile()? })
+    pub(super) fn new(filter: Filter) -> Result<Self, OciSpecError> {
+        let seccomp = (filter == Filter::AtTheEnd).then(seccomp::profile).transpose()?;
+        Ok(Self { seccomp })
     }
 }
 
@@ -50,7 +53,9 @@ impl Executor for Workload {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let [program, arguments @ ..] = arguments(spec) else { return Err(ExecutorError::InvalidArg) };
-        initialize_seccomp(&self.seccomp).map_err(|error| ExecutorError::Other(error.to_string()))?;
+        if let Some(seccomp) = &self.seccomp {
+            initialize_seccomp(seccomp).map_err(|error| ExecutorError::Other(error.to_string()))?;
+        }
         // Also undoes what our own runtime did to SIGPIPE.
         let error = Command::new(program).args(arguments).exec();
         Err(ExecutorError::Other(format!("cannot execute {program:?}: {error}")))

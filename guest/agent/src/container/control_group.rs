@@ -1,0 +1,111 @@
+//! A control group (cgroup v2): limits, the freezer, and what was used.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use sealpod_agent_protocol::{Resources, Statistics};
+
+/// The length of a period in which CPU time is counted, in microseconds, as everywhere.
+pub(super) const CPU_PERIOD_US: u64 = 100_000;
+
+/// CPU time in a period.
+pub(super) fn cpu_quota_us(millis: u64) -> u64 {
+    millis.saturating_mul(CPU_PERIOD_US / 1000).max(1000)
+}
+
+/// Stops all processes of a group where they are, or lets them go on. The kernel does it in its own time.
+pub(super) fn freeze(group: &Path, frozen: bool) -> io::Result<()> {
+    fs::write(group.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+}
+
+/// Changes limits; what is absent stays as it is.
+pub(super) fn update(group: &Path, resources: &Resources) -> io::Result<()> {
+    let Resources { memory_bytes, cpu_millis, cpu_weight, cpus, pids } = resources;
+    let set = |file: &str, value: String| fs::write(group.join(file), value);
+    if let Some(bytes) = memory_bytes {
+        set("memory.max", bytes.to_string())?;
+    }
+    if let Some(millis) = cpu_millis {
+        set("cpu.max", format!("{} {CPU_PERIOD_US}", cpu_quota_us(*millis)))?;
+    }
+    if let Some(weight) = cpu_weight {
+        set("cpu.weight", weight.clamp(&1, &10_000).to_string())?;
+    }
+    if let Some(cpus) = cpus {
+        set("cpuset.cpus", cpus.clone())?;
+    }
+    if let Some(pids) = pids {
+        set("pids.max", pids.to_string())?;
+    }
+    Ok(())
+}
+
+/// What a group has used and uses.
+pub(super) fn statistics(group: &Path) -> io::Result<Statistics> {
+    let read = |file: &str| fs::read_to_string(group.join(file));
+    let (cpu, memory) = (read("cpu.stat")?, read("memory.stat")?);
+    let events = read("memory.events")?;
+    Ok(Statistics {
+        cpu_usage_us: field(&cpu, "usage_usec"),
+        cpu_user_us: field(&cpu, "user_usec"),
+        cpu_system_us: field(&cpu, "system_usec"),
+        cpu_throttled_periods: field(&cpu, "nr_throttled"),
+        cpu_throttled_us: field(&cpu, "throttled_usec"),
+        memory_bytes: number(&read("memory.current")?).unwrap_or_default(),
+        memory_limit_bytes: number(&read("memory.max")?),
+        memory_anonymous_bytes: field(&memory, "anon"),
+        memory_file_bytes: field(&memory, "file"),
+        memory_inactive_file_bytes: field(&memory, "inactive_file"),
+        page_faults: field(&memory, "pgfault"),
+        major_page_faults: field(&memory, "pgmajfault"),
+        // Not there where the kernel has no swap accounting.
+        swap_bytes: read("memory.swap.current").ok().and_then(|text| number(&text)).unwrap_or_default(),
+        pids: number(&read("pids.current")?).unwrap_or_default(),
+        pids_limit: number(&read("pids.max")?),
+        out_of_memory_kills: field(&events, "oom_kill"),
+    })
+}
+
+/// Of a file with one number; `max` is none.
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// Of a file with a name and a number on each line.
+fn field(text: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_read_and_written() {
+        let group = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("cpu.stat", "usage_usec 70\nuser_usec 50\nsystem_usec 20\nnr_throttled 3\nthrottled_usec 9\n"),
+            ("memory.stat", "anon 4096\nanon_thp 1\nfile 8192\ninactive_file 100\npgfault 7\npgmajfault 1\n"),
+            ("memory.events", "low 0\noom 3\noom_kill 2\n"),
+            ("memory.current", "12288\n"),
+            ("memory.max", "max\n"),
+            ("pids.current", "5\n"),
+            ("pids.max", "10\n"),
+        ] {
+            fs::write(group.path().join(file), text).unwrap();
+        }
+        let statistics = statistics(group.path()).unwrap();
+        assert_eq!((statistics.cpu_usage_us, statistics.cpu_throttled_us), (70, 9));
+        assert_eq!((statistics.memory_anonymous_bytes, statistics.memory_bytes), (4096, 12288));
+        assert_eq!((statistics.memory_limit_bytes, statistics.pids_limit), (None, Some(10)));
+        assert_eq!(statistics.out_of_memory_kills, 2);
+
+        let limits = Resources { memory_bytes: Some(1 << 20), cpu_millis: Some(500), ..Resources::default() };
+        update(group.path(), &limits).unwrap();
+        let read = |file: &str| fs::read_to_string(group.path().join(file)).unwrap();
+        assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("1048576", "50000 100000"));
+        assert_eq!(read("pids.max"), "10\n", "what is absent stays");
+    }
+}
