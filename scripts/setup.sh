@@ -15,6 +15,7 @@ needs=(
   skopeo:skopeo
   openssl:openssl
   python3:python3
+  cpio:cpio
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
 )
 

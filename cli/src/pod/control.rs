@@ -34,15 +34,7 @@ pub(crate) struct Control {
 impl Control {
     /// Announces a pod under its name. A name that is in use is an error.
     pub(crate) fn open(name: &str, image: &str, agent: Client) -> Result<Self> {
-        let folder = folder_of(name)?;
-        let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o700).recursive(true);
-        builder.create(pods_folder()).context("cannot make the folder of running pods")?;
-        check_free(name)?;
-        builder.recursive(false).create(&folder).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => taken(name),
-            _ => Error::new(format!("cannot make {}: {error}", folder.display())),
-        })?;
+        let folder = make_folder(name)?;
         let entry = PodEntry { name: name.to_owned(), pid: std::process::id(), image: image.to_owned() };
         std::fs::write(folder.join("pod.json"), serde_json::to_vec(&entry)?)?;
         let listener =
@@ -55,7 +47,31 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.server.abort();
         let _ = std::fs::remove_dir_all(&self.folder);
+        // The last pod to go takes the folders of all pods along; others keep them by being in them.
+        let _ = std::fs::remove_dir(pods_folder());
+        let _ = std::fs::remove_dir(runtime_folder());
     }
+}
+
+/// Makes the pod's own folder: whoever makes it has the name.
+fn make_folder(name: &str) -> Result<PathBuf> {
+    let folder = folder_of(name)?;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700);
+    // Another pod's end may remove the folder of all pods again before this one is in it.
+    for _ in 0..10 {
+        builder.recursive(true);
+        builder.create(pods_folder()).context("cannot make the folder of running pods")?;
+        check_free(name)?;
+        builder.recursive(false);
+        match builder.create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(taken(name)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::new(format!("cannot make {}: {error}", folder.display()))),
+        }
+    }
+    Err(Error::new(format!("cannot make {}: it is removed again and again", folder.display())))
 }
 
 /// That no running pod has this name: to be asked before one boots.
