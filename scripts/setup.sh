@@ -16,6 +16,8 @@ needs=(
   openssl:openssl
   python3:python3
   cpio:cpio
+  ip:iproute2
+  ping:iputils-ping
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
 )
 

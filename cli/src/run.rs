@@ -12,7 +12,7 @@ use sealpod_agent_protocol::{
 };
 use sealpod_evidence::init_data::InitData;
 use sealpod_image::reference::Reference;
-use sealpod_sandbox::{Accelerator, GuestImage, PortForward, Sandbox, SandboxConfig, Tpm};
+use sealpod_sandbox::{Accelerator, GuestImage, Network, PortForward, Sandbox, SandboxConfig, Tpm};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -229,7 +229,7 @@ async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -
         ephemeral_disk_mib: args.disk.unwrap_or_default(),
         accelerator: args.accelerator,
         tpm: Tpm::Emulated { authority },
-        ports: args.ports.clone(),
+        network: Network::User { ports: args.ports.clone() },
         ..SandboxConfig::new(guest)
     };
     progress.say("booting the VM");

@@ -243,6 +243,11 @@ pub enum MountSource {
         /// The group that owns it, if not root's.
         group: Option<u32>,
     },
+    /// An empty file that everybody may write to (a container's termination log).
+    EmptyFile {
+        /// The volume's name in the pod.
+        volume: String,
+    },
 }
 
 /// The content of a volume of files.

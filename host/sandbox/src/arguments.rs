@@ -1,11 +1,13 @@
 //! QEMU's command line.
 
 use std::ffi::OsString;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::accelerator::Hypervisor;
 use crate::config::SandboxConfig;
+use crate::network::namespace::Namespace;
 use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 
 /// The name of the virtio-serial port, which the agent looks for.
@@ -16,8 +18,7 @@ pub(crate) const PORT_NAME: &str = "sealpod.agent";
 pub(crate) struct Machine<'a> {
     pub(crate) config: &'a SandboxConfig,
     pub(crate) hypervisor: Hypervisor,
-    /// Settled: none is 0.
-    pub(crate) ports: &'a [PortForward],
+    pub(crate) network: Cards<'a>,
     /// The VM's own copy of the firmware's variables, where it has firmware.
     pub(crate) variables: Option<PathBuf>,
     pub(crate) disk: Option<PathBuf>,
@@ -26,6 +27,22 @@ pub(crate) struct Machine<'a> {
     pub(crate) qmp: PathBuf,
     pub(crate) tpm: Option<PathBuf>,
     pub(crate) channel: AgentChannel,
+}
+
+/// The guest's network cards.
+#[derive(Debug)]
+pub(crate) enum Cards<'a> {
+    /// One, on QEMU's own network; the ports are settled: none is 0.
+    User { ports: &'a [PortForward] },
+    /// MAC addresses, and taps that the child inherits.
+    Taps(Vec<(&'a str, RawFd)>),
+}
+
+impl<'a> Cards<'a> {
+    pub(crate) fn of(namespace: &'a Namespace) -> Self {
+        let taps = namespace.cards().iter();
+        Self::Taps(taps.map(|card| (card.interface.mac.as_str(), card.tap.as_raw_fd())).collect())
+    }
 }
 
 /// How the agent is reached.
@@ -91,18 +108,32 @@ impl Machine<'_> {
     }
 
     fn network(&self, arguments: &mut Arguments) {
-        let mut network = "user,id=network".to_owned();
-        for PortForward { address, host, guest } in self.ports {
-            let address = match address {
-                std::net::IpAddr::V4(address) => address.to_string(),
-                std::net::IpAddr::V6(address) => format!("[{address}]"),
-            };
-            network.push_str(&format!(",hostfwd=tcp:{address}:{host}-{GUEST_ADDRESS}:{guest}"));
+        match &self.network {
+            Cards::User { ports } => {
+                let mut network = "user,id=network".to_owned();
+                for PortForward { address, host, guest } in *ports {
+                    let address = match address {
+                        std::net::IpAddr::V4(address) => address.to_string(),
+                        std::net::IpAddr::V6(address) => format!("[{address}]"),
+                    };
+                    network.push_str(&format!(",hostfwd=tcp:{address}:{host}-{GUEST_ADDRESS}:{guest}"));
+                }
+                arguments.words(["-netdev", &network, "-device", &card("network", MAC)]);
+            }
+            Cards::Taps(taps) => {
+                for (number, (mac, tap)) in taps.iter().enumerate() {
+                    let network = format!("tap,id=network{number},fd={tap},vhost=off");
+                    let card = card(&format!("network{number}"), mac);
+                    arguments.words(["-netdev", &network, "-device", &card]);
+                }
+            }
         }
-        // Without its option ROM, which firmware would run, and measure.
-        let card = format!("virtio-net-pci,netdev=network,mac={MAC},romfile=");
-        arguments.words(["-netdev", &network, "-device", &card]);
     }
+}
+
+/// Without its option ROM, which firmware would run, and measure.
+fn card(network: &str, mac: &str) -> String {
+    format!("virtio-net-pci,netdev={network},mac={mac},romfile=")
 }
 
 /// The arguments of the probe whether a hypervisor boots a kernel: it panics for want of an initrd, and QEMU ends.
@@ -185,7 +216,7 @@ mod tests {
         Machine {
             config,
             hypervisor: Hypervisor::Tcg,
-            ports: &[],
+            network: Cards::User { ports: &[] },
             variables: Some("/run/vars.fd".into()),
             disk: None,
             console: "/run/console.sock".into(),
@@ -237,7 +268,7 @@ mod tests {
         let machine = Machine {
             tpm: Some("/run/tpm.sock".into()),
             disk: Some("/run/disk.img".into()),
-            ports: &ports,
+            network: Cards::User { ports: &ports },
             ..machine(&config)
         };
         let line = line(&machine);
@@ -252,6 +283,19 @@ mod tests {
             ),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_namespaces_interfaces_are_cards_of_the_same_addresses() {
+        let config = config();
+        let taps = vec![("0a:58:0a:01:00:02", 7), ("0a:58:0a:02:00:02", 9)];
+        let machine = Machine { network: Cards::Taps(taps), ..machine(&config) };
+        assert!(line(&machine).ends_with(
+            "-netdev tap,id=network0,fd=7,vhost=off \
+             -device virtio-net-pci,netdev=network0,mac=0a:58:0a:01:00:02,romfile= \
+             -netdev tap,id=network1,fd=9,vhost=off \
+             -device virtio-net-pci,netdev=network1,mac=0a:58:0a:02:00:02,romfile="
+        ));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::guest_image::{GuestImage, check_cmdline};
-use crate::network::PortForward;
+use crate::network::Network;
 
 /// What a VM is to be. [`SandboxConfig::new`] has defaults for all but the guest.
 #[derive(Clone, Debug)]
@@ -30,8 +30,10 @@ pub struct SandboxConfig {
     /// Whether UEFI firmware boots and measures the kernel. Otherwise SeaBIOS does, which measures nothing: for
     /// benchmarks.
     pub firmware: bool,
-    /// Ports of this machine that lead to the pod.
-    pub ports: Vec<PortForward>,
+    /// How the pod reaches others, and is reached.
+    pub network: Network,
+    /// Files `cgroup.procs` of the control groups in which the VM's processes live.
+    pub cgroup_procs: Vec<PathBuf>,
     /// How host and agent talk.
     pub transport: Transport,
     /// How long the agent may take to answer.
@@ -54,7 +56,8 @@ impl SandboxConfig {
             accelerator: Accelerator::Auto,
             tpm: Tpm::None,
             firmware: true,
-            ports: Vec::new(),
+            network: Network::default(),
+            cgroup_procs: Vec::new(),
             transport: Transport::Auto,
             start_limit: Duration::from_secs(120),
             stop_limit: Duration::from_secs(10),

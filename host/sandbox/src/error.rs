@@ -43,6 +43,14 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// The pod's network namespace cannot be used.
+    #[error("{what}: {source}")]
+    Namespace {
+        /// Which, and what was being done.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A file, folder or socket cannot be used.
     #[error("{what}: {source}")]
     Io {
@@ -84,6 +92,9 @@ impl Error {
             Self::Guest { .. } => "build a guest with `sealpod guest build`".into(),
             Self::Port { .. } => {
                 "choose another port, port 0 for any free one, or find who has it with `ss -ltnp`".into()
+            }
+            Self::Namespace { .. } => {
+                "it takes root, /dev/net/tun, and the kernel's sch_ingress, cls_u32 and act_mirred".into()
             }
             Self::Configuration { .. } => return None,
             Self::Io { .. } | Self::Tpm { .. } => "`sealpod doctor` checks this machine".into(),

@@ -29,6 +29,7 @@ pub use config::{Accelerator, Observer, SandboxConfig, Stage, Tpm, Transport};
 pub use error::Error;
 pub use exit::{Ending, ExitReason};
 pub use guest_image::GuestImage;
-pub use network::{PortForward, PortForwardError};
+pub use network::{Network, PortForward, PortForwardError};
+pub use runtime_folder::remove_abandoned;
 pub use sandbox::{Sandbox, Timings};
 pub use vm::Vm;

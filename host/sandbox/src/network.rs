@@ -1,7 +1,11 @@
-//! The VM's network: QEMU's user networking, and ports of this machine that lead into it.
+//! The VM's network: QEMU's user networking with ports of this machine that lead into it, or a namespace of CNI's.
+
+pub(crate) mod namespace;
+mod netlink;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use sealpod_agent_protocol::{Dns, Interface, Route};
@@ -12,6 +16,37 @@ use crate::error::Error;
 pub(crate) const MAC: &str = "52:54:00:12:34:56";
 /// The guest's address in QEMU's own network. The host's loopback is 10.0.2.2 there.
 pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+
+/// How the pod reaches others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// By QEMU itself, as this user: from the guest to everywhere, this machine's loopback as 10.0.2.2.
+    User {
+        /// Ports of this machine that lead to the pod.
+        ports: Vec<PortForward>,
+    },
+    /// By a network namespace that somebody else made (CNI): the VM takes over its interfaces. Needs root.
+    Namespace {
+        /// The namespace's file.
+        path: PathBuf,
+    },
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::User { ports: Vec::new() }
+    }
+}
+
+impl Network {
+    /// Ports of this machine that are to lead to the pod.
+    pub(crate) fn ports(&self) -> &[PortForward] {
+        match self {
+            Self::User { ports } => ports,
+            Self::Namespace { .. } => &[],
+        }
+    }
+}
 
 /// A TCP port of this machine that leads to one of the pod: `[ADDRESS:]HOST:POD`, `[::1]:8080:80` for IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +111,8 @@ pub(crate) fn settle(ports: &[PortForward]) -> Result<Vec<PortForward>, Error> {
     Ok(reserved.into_iter().map(|(port, _)| port).collect())
 }
 
-/// What the agent needs to know about the network, for its `StartPod`.
-pub(crate) fn pod_network() -> (Vec<Interface>, Dns) {
+/// What the agent needs to know about QEMU's own network, for its `StartPod`.
+pub(crate) fn user_network() -> (Vec<Interface>, Dns) {
     let default_route = Route { destination: "0.0.0.0/0".into(), gateway: Some("10.0.2.2".into()) };
     let interface = Interface {
         mac: MAC.into(),

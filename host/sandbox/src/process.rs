@@ -1,15 +1,18 @@
 //! Child processes that never outlive this one.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::error::Error;
 
 /// A child process. Dropping it kills it with the children of its own, and waits for its end.
 #[derive(Debug)]
@@ -50,9 +53,9 @@ impl Process {
         end(&mut self.child);
     }
 
-    #[cfg(test)]
-    pub(crate) fn id(&self) -> i32 {
-        Pid::from_child(&self.child).as_raw_pid()
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -154,6 +157,21 @@ mod spawner {
     }
 }
 
+/// Has a command's process enter control groups before it does anything.
+pub(crate) fn join_cgroups(command: &mut Command, procs: &[PathBuf]) -> Result<(), Error> {
+    for path in procs {
+        let file = File::options().write(true).open(path);
+        let file =
+            file.map_err(Error::io(format!("cannot enter the control group of {}", path.display())))?;
+        // A process is its own 0.
+        let enter = move || (&file).write_all(b"0");
+        // SAFETY: between fork and exec only async-signal-safe functions may run; this is one system call, and
+        // nothing is allocated.
+        unsafe { command.pre_exec(enter) };
+    }
+    Ok(())
+}
+
 /// A command without standard input, whose outputs go nowhere unless redirected.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -174,8 +192,8 @@ mod tests {
         sleep
     }
 
-    fn pidfd(pid: i32) -> OwnedFd {
-        rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
+    fn pidfd(pid: u32) -> OwnedFd {
+        rustix::process::pidfd_open(Pid::from_raw(pid.cast_signed()).unwrap(), PidfdFlags::empty()).unwrap()
     }
 
     fn ends(process: &OwnedFd) -> bool {
@@ -184,7 +202,7 @@ mod tests {
         rustix::event::poll(&mut descriptors, Some(&limit)).unwrap() == 1
     }
 
-    fn is_alive(pid: i32) -> bool {
+    fn is_alive(pid: u32) -> bool {
         // A zombie counts as gone: it runs no more.
         std::fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
@@ -257,7 +275,7 @@ mod tests {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let child: i32 =
+        let child: u32 =
             lines.find_map(|line| line.split_once("child=").map(|(_, pid)| pid.parse().unwrap())).unwrap();
         let pidfd = pidfd(child);
         assert!(is_alive(child), "the child outlives the thread that asked for it");

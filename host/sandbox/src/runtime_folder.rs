@@ -25,7 +25,7 @@ impl RuntimeFolder {
     /// Makes a folder that only this user can enter, after removing those whose owners are gone.
     pub(crate) fn create() -> Result<Self, Error> {
         let base = base();
-        sweep(&base);
+        remove_abandoned(&base);
         Self::create_in(&base).map_err(Error::io(format!("cannot make a folder in {}", base.display())))
     }
 
@@ -49,8 +49,9 @@ fn base() -> PathBuf {
     named.filter(|folder| folder.is_dir()).unwrap_or_else(std::env::temp_dir)
 }
 
-/// Removes folders of ours whose owners ended without doing so.
-fn sweep(base: &Path) {
+/// Removes what VMs left in their runtime folder (`$XDG_RUNTIME_DIR`, or the folder for temporary files) whose owners
+/// were killed. Every start does so itself.
+pub fn remove_abandoned(base: &Path) {
     let Ok(entries) = fs::read_dir(base) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -122,7 +123,7 @@ mod tests {
         let link = base.path().join(format!("{PREFIX}{NOBODY}-link"));
         std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
 
-        sweep(base.path());
+        remove_abandoned(base.path());
 
         assert!(!left.exists());
         for kept in [living.folder.path(), &locked, &foreign, &elsewhere, &link] {

@@ -79,9 +79,20 @@ impl Sandbox {
         self.vm.ports()
     }
 
-    /// What the agent needs to know about the network, for its `StartPod`.
+    /// What the agent needs to know about the network, for its `StartPod`. Who made a namespace knows its name servers.
     pub fn pod_network(&self) -> (Vec<Interface>, Dns) {
-        network::pod_network()
+        match self.vm.namespace() {
+            Some(namespace) => {
+                let interfaces = namespace.cards().iter().map(|card| card.interface.clone());
+                (interfaces.collect(), Dns::default())
+            }
+            None => network::user_network(),
+        }
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
     }
 
     /// The console's last lines, control characters removed.

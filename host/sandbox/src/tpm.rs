@@ -19,8 +19,12 @@ pub(crate) struct EmulatedTpm {
     pub(crate) socket: PathBuf,
 }
 
-/// Makes a TPM with a certified endorsement key of its own, and starts it.
-pub(crate) async fn start(authority: &Path, folder: &RuntimeFolder) -> Result<EmulatedTpm, Error> {
+/// Makes a TPM with a certified endorsement key of its own, and starts it in these control groups.
+pub(crate) async fn start(
+    authority: &Path,
+    folder: &RuntimeFolder,
+    cgroup_procs: &[PathBuf],
+) -> Result<EmulatedTpm, Error> {
     let state = folder.join("tpm");
     std::fs::create_dir(&state).map_err(Error::io("cannot make a folder for the TPM"))?;
     let owned = authority.to_owned();
@@ -43,6 +47,7 @@ pub(crate) async fn start(authority: &Path, folder: &RuntimeFolder) -> Result<Em
         .args(["socket", "--tpm2", "--terminate", "--ctrl", "type=unixio,fd=0", "--tpmstate"])
         .arg(state_option)
         .stdin(OwnedFd::from(listener));
+    process::join_cgroups(&mut swtpm, cgroup_procs)?;
     let process = Process::spawn(swtpm).map_err(Error::io("cannot start swtpm"))?;
     Ok(EmulatedTpm { _process: process, socket })
 }

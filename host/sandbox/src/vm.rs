@@ -1,6 +1,7 @@
 //! A running machine: QEMU, its TPM, its console, and the folder that goes with them.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -8,12 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, unix::pipe};
 
 use crate::accelerator::{self, Hypervisor};
-use crate::arguments::Machine;
+use crate::arguments::{Cards, Machine};
 use crate::config::{SandboxConfig, Stage, Tpm};
 use crate::console::Console;
 use crate::error::Error;
 use crate::exit::{Ending, ExitReason};
-use crate::network::{self, PortForward};
+use crate::network::namespace::Namespace;
+use crate::network::{self, Network, PortForward};
 use crate::process::{self, Process};
 use crate::programs::QEMU;
 use crate::qmp::Qmp;
@@ -34,6 +36,7 @@ pub struct Vm {
     stderr: Console,
     channel: Option<Channel>,
     ports: Vec<PortForward>,
+    namespace: Option<Namespace>,
     began: Instant,
     spawned: Instant,
     _folder: RuntimeFolder,
@@ -54,7 +57,7 @@ impl Vm {
         let folder = RuntimeFolder::create()?;
         config.observer.reached(Stage::Preparing, began.elapsed());
         let (tpm, hypervisor) = tokio::try_join!(
-            start_tpm(&config.tpm, &folder),
+            start_tpm(config, &folder),
             accelerator::decide(config.accelerator, &config.guest)
         )?;
         config.observer.reached(Stage::TpmReady, began.elapsed());
@@ -63,6 +66,13 @@ impl Vm {
 
         let mut qemu = process::command(program);
         qemu.args(&prepared.arguments).stderr(Stdio::piped());
+        process::join_cgroups(&mut qemu, &config.cgroup_procs)?;
+        if let Some(namespace) = &prepared.namespace {
+            let enter = namespace.enter_in_child().map_err(Error::io("cannot keep the network namespace"))?;
+            // SAFETY: between fork and exec only async-signal-safe functions may run; these are system calls, and
+            // nothing is allocated.
+            unsafe { qemu.pre_exec(enter) };
+        }
         let spawned = Instant::now();
         let mut qemu = Process::spawn(qemu).map_err(Error::io("cannot start QEMU"))?;
         config.observer.reached(Stage::Spawned, began.elapsed());
@@ -82,6 +92,7 @@ impl Vm {
             stderr,
             channel: Some(prepared.channel),
             ports: prepared.ports,
+            namespace: prepared.namespace,
             began,
             spawned,
             _folder: folder,
@@ -122,6 +133,16 @@ impl Vm {
         &self.ports
     }
 
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Where its network is, if not QEMU's own.
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
     /// Ends it at once, in the way that leaves QEMU the time to do so itself.
     pub async fn quit(mut self) {
         let ended = async {
@@ -156,6 +177,7 @@ struct Prepared {
     qmp: UnixListener,
     channel: Channel,
     ports: Vec<PortForward>,
+    namespace: Option<Namespace>,
 }
 
 impl Prepared {
@@ -171,19 +193,24 @@ impl Prepared {
         let (console, qmp) = (folder.join("console.sock"), folder.join("qmp.sock"));
         let (channel, agent) = Channel::prepare(config, &folder.join("agent.sock"))?;
         let listeners = (listen(&console)?, listen(&qmp)?);
-        let ports = network::settle(&config.ports)?;
+        let ports = network::settle(config.network.ports())?;
+        let namespace = match &config.network {
+            Network::User { .. } => None,
+            Network::Namespace { path } => Some(Namespace::join(path)?),
+        };
+        let network = namespace.as_ref().map_or(Cards::User { ports: &ports }, Cards::of);
         let machine =
-            Machine { config, hypervisor, ports: &ports, variables, disk, console, qmp, tpm, channel: agent };
+            Machine { config, hypervisor, network, variables, disk, console, qmp, tpm, channel: agent };
         let arguments = machine.arguments();
         tracing::debug!(?arguments, "QEMU's command line");
-        Ok(Self { arguments, console: listeners.0, qmp: listeners.1, channel, ports })
+        Ok(Self { arguments, console: listeners.0, qmp: listeners.1, channel, ports, namespace })
     }
 }
 
-async fn start_tpm(tpm: &Tpm, folder: &RuntimeFolder) -> Result<Option<EmulatedTpm>, Error> {
-    match tpm {
+async fn start_tpm(config: &SandboxConfig, folder: &RuntimeFolder) -> Result<Option<EmulatedTpm>, Error> {
+    match &config.tpm {
         Tpm::None => Ok(None),
-        Tpm::Emulated { authority } => tpm::start(authority, folder).await.map(Some),
+        Tpm::Emulated { authority } => tpm::start(authority, folder, &config.cgroup_procs).await.map(Some),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use sealpod_sandbox::{Ending, Error, GuestImage, Observer, Sandbox, SandboxConfig, Stage};
+use sealpod_sandbox::{Ending, Error, GuestImage, Network, Observer, Sandbox, SandboxConfig, Stage};
 
 /// The folder of the guest that `make guest` builds.
 fn guest() -> GuestImage {
@@ -40,7 +40,7 @@ async fn a_guest_that_dies_is_reported_with_its_last_words_and_leaves_nothing() 
         firmware: false,
         ephemeral_disk_mib: 64,
         extra_cmdline: "sealpod.word=seen".into(),
-        ports,
+        network: Network::User { ports },
         observer,
         ..SandboxConfig::new(guest)
     };

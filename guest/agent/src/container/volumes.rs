@@ -29,11 +29,12 @@ pub(crate) struct Volumes {
     all: Mutex<BTreeMap<String, Volume>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Volume {
     /// How often it was written.
     Files(u64),
     Empty,
+    EmptyFile,
 }
 
 impl Volumes {
@@ -51,7 +52,7 @@ impl Volumes {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let version = match all.get(name) {
             Some(Volume::Files(version)) => version + 1,
-            Some(Volume::Empty) => return Err(other_kind(name)),
+            Some(Volume::Empty | Volume::EmptyFile) => return Err(other_kind(name)),
             None => 0,
         };
         self.check_room(&all, name)?;
@@ -62,12 +63,12 @@ impl Volumes {
         Ok(())
     }
 
-    /// What a mount of this source shows; an empty folder is made when it is first asked for.
+    /// What a mount of this source shows; what is empty is made when it is first asked for.
     pub(super) fn path(&self, source: &MountSource) -> Result<PathBuf, Failure> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         match source {
             MountSource::Files { volume, file } => {
                 let name = check_name(volume)?;
+                let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(Volume::Files(_)) = all.get(name) else {
                     return Err(failure(FailureKind::NotFound, format!("volume {name:?} has no files"))
                         .hint("send WriteVolume first"));
@@ -81,19 +82,31 @@ impl Volumes {
                 })
             }
             MountSource::Empty { volume, size_bytes, group } => {
-                let name = check_name(volume)?;
-                match all.get(name) {
-                    Some(Volume::Empty) => return Ok(self.root.join(name)),
-                    Some(Volume::Files(_)) => return Err(other_kind(name)),
-                    None => self.check_room(&all, name)?,
-                }
-                let folder = self.root.join(name);
-                make_empty(&folder, *size_bytes, *group)
-                    .map_err(|error| internal("make the volume's folder", &error))?;
-                all.insert(name.into(), Volume::Empty);
-                Ok(folder)
+                self.path_of_empty(volume, Volume::Empty, |folder| make_empty(folder, *size_bytes, *group))
+            }
+            MountSource::EmptyFile { volume } => {
+                self.path_of_empty(volume, Volume::EmptyFile, make_empty_file)
             }
         }
+    }
+
+    fn path_of_empty(
+        &self,
+        volume: &str,
+        kind: Volume,
+        make: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<PathBuf, Failure> {
+        let name = check_name(volume)?;
+        let path = self.root.join(name);
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get(name) {
+            Some(other) if *other == kind => return Ok(path),
+            Some(_) => return Err(other_kind(name)),
+            None => self.check_room(&all, name)?,
+        }
+        make(&path).map_err(|error| internal("make the volume", &error))?;
+        all.insert(name.into(), kind);
+        Ok(path)
     }
 
     fn check_room(&self, all: &BTreeMap<String, Volume>, name: &str) -> Result<(), Failure> {
@@ -221,6 +234,14 @@ fn make_empty(folder: &Path, size_bytes: Option<u64>, group: Option<u32>) -> io:
     fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
+fn make_empty_file(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o666))
+}
+
 fn not_found_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -315,6 +336,16 @@ mod tests {
         write(&volumes, Vec::new()).unwrap();
         let source = MountSource::Empty { volume: "config".into(), size_bytes: None, group: None };
         assert_eq!(volumes.path(&source).unwrap_err().kind, FailureKind::Conflict);
+    }
+
+    #[test]
+    fn an_empty_file_keeps_what_was_written_to_it() {
+        let (_folder, volumes) = volumes();
+        let source = MountSource::EmptyFile { volume: "log".into() };
+        let path = volumes.path(&source).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+        fs::write(&path, "last words").unwrap();
+        assert_eq!(fs::read_to_string(volumes.path(&source).unwrap()).unwrap(), "last words");
     }
 
     #[test]

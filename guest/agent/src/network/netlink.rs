@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -83,7 +84,8 @@ impl Netlink {
         for (destination, length, gateway) in &interface.routes {
             let message =
                 RouteNetlinkMessage::NewRoute(route_message(index, *destination, *length, *gateway));
-            self.request(message, create, || {
+            // An address brings a route of its own, in whose place the pod's may lead through a gateway.
+            self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, || {
                 format!("add the route to {destination}/{length} through {name}")
             })?;
         }

@@ -1,0 +1,147 @@
+//! The pod's control group on the host: QEMU lives in it, so that kubelet's limits and accounts hold.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::Error;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The groups of a pod: one for each hierarchy of version 1, one of version 2.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroup {
+    folders: Vec<PathBuf>,
+}
+
+impl Cgroup {
+    /// Makes the group that the engine named, where it is missing.
+    pub(crate) fn create(named: &Path) -> Result<Self, Error> {
+        let relative = relative(named)?;
+        let mut cgroup = Self::default();
+        for hierarchy in hierarchies(Path::new(ROOT)) {
+            let folder = hierarchy.join(&relative);
+            make(&hierarchy, &relative)
+                .map_err(Error::io(format!("cannot make the control group {}", folder.display())))?;
+            cgroup.folders.push(folder);
+        }
+        Ok(cgroup)
+    }
+
+    /// Finds the group that the engine named.
+    pub(crate) fn find(named: &Path) -> Self {
+        let Ok(relative) = relative(named) else { return Self::default() };
+        let folders = hierarchies(Path::new(ROOT)).into_iter().map(|hierarchy| hierarchy.join(&relative));
+        Self { folders: folders.filter(|folder| folder.is_dir()).collect() }
+    }
+
+    /// The files that take a process's id.
+    pub(crate) fn procs(&self) -> Vec<PathBuf> {
+        self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
+    }
+
+    /// Removes the group; its processes must have ended.
+    pub(crate) fn remove(&self) {
+        for folder in &self.folders {
+            if let Err(error) = fs::remove_dir(folder)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(folder = %folder.display(), %error, "cannot remove the pod's control group");
+            }
+        }
+    }
+}
+
+/// Version 2 has one; version 1 (and the mixture of both) a folder for each controller.
+fn hierarchies(root: &Path) -> Vec<PathBuf> {
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_owned()];
+    }
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    let mut folders: Vec<_> = entries
+        .flatten()
+        // Links are other names of the same (`cpu` of `cpu,cpuacct`).
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .filter(|folder| folder.join("cgroup.procs").exists())
+        .collect();
+    folders.sort();
+    folders
+}
+
+/// The path below a hierarchy: as it is, or put together from systemd's `slice:prefix:name`.
+fn relative(named: &Path) -> Result<PathBuf, Error> {
+    let text = named.to_string_lossy();
+    let path = match text.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] => {
+            let mut path = PathBuf::new();
+            // `a-b-c.slice` lies in `a.slice/a-b.slice`.
+            let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+            let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+            for end in ends.filter(|end| *end > 0) {
+                path.push(format!("{}.slice", &stem[..end]));
+            }
+            path.push(format!("{prefix}-{name}.scope"));
+            path
+        }
+        _ => named.strip_prefix("/").unwrap_or(named).to_owned(),
+    };
+    let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+    match plain && path.components().next().is_some() {
+        true => Ok(path),
+        false => Err(Error::Invalid(format!("{text:?} is no control group"))),
+    }
+}
+
+fn make(hierarchy: &Path, relative: &Path) -> io::Result<()> {
+    let mut folder = hierarchy.to_owned();
+    for name in relative.components() {
+        let parent = folder.clone();
+        folder.push(name);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            other => other?,
+        }
+        // Version 1: a new cpuset has neither processors nor memory, and takes no process.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let (Ok(value), true) = (fs::read_to_string(parent.join(file)), !hierarchy.ends_with("cgroup"))
+            {
+                fs::write(folder.join(file), value.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_name_a_group_are_understood() {
+        let path = |named: &str| relative(Path::new(named)).unwrap();
+        assert_eq!(path("/kubepods/burstable/pod1/abc"), Path::new("kubepods/burstable/pod1/abc"));
+        assert_eq!(
+            path("kubepods-burstable-pod1.slice:cri-containerd:abc"),
+            Path::new(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope"
+            )
+        );
+        for named in ["", "/", "/../x", "a/../../b"] {
+            assert!(relative(Path::new(named)).is_err(), "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_is_made_with_what_its_parent_has() {
+        let root = tempfile::tempdir().unwrap();
+        let cpuset = root.path().join("cpuset");
+        fs::create_dir(&cpuset).unwrap();
+        for (file, text) in [("cpuset.cpus", "0-1\n"), ("cpuset.mems", "0\n"), ("cgroup.procs", "")] {
+            fs::write(cpuset.join(file), text).unwrap();
+        }
+        assert_eq!(hierarchies(root.path()), [cpuset.clone()]);
+        make(&cpuset, Path::new("a/b")).unwrap();
+        assert_eq!(fs::read_to_string(cpuset.join("a/b/cpuset.cpus")).unwrap(), "0-1");
+    }
+}

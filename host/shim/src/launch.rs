@@ -1,0 +1,156 @@
+//! The short-lived calls of the shim: `start` leaves a process that serves the pod, `delete` tidies up after one.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+
+use crate::cgroup::Cgroup;
+use crate::command_line::CommandLine;
+use crate::error::Error;
+use crate::process::{Exit, KILLED};
+use crate::specification::{self, Kind};
+
+/// Where sockets and VMs' folders are.
+pub(crate) const RUNTIME_FOLDER: &str = "/run/sealpod";
+/// The file of a bundle by which containerd, and the pod's other containers, find the shim again.
+const ADDRESS: &str = "address";
+/// Socket addresses have 108 bytes.
+const LONGEST_ID: usize = 76;
+
+/// Gives the address of the pod's shim, which it starts for the pod's sandbox.
+///
+/// # Errors
+/// If the bundle cannot be read, or the shim does not begin to serve.
+pub fn start(line: &CommandLine) -> Result<String, Error> {
+    let bundle = bundle(line)?;
+    let spec = specification::read(&bundle)?;
+    let role = specification::role(&spec)?;
+    let address = match role.kind {
+        Kind::Sandbox => spawn(line, &bundle)?,
+        Kind::Container => address_of(&bundle, &role.sandbox)?,
+    };
+    std::fs::write(bundle.join(ADDRESS), &address)
+        .map_err(Error::io("cannot write the bundle's address file"))?;
+    Ok(address)
+}
+
+/// Removes what a container's shim left that is gone, and says how the container ended.
+///
+/// It is called for containers too whose pod's shim still serves; then there is nothing to do.
+///
+/// # Errors
+/// If the answer cannot be written.
+pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
+    let bundle = bundle(line)?;
+    if let Ok(spec) = specification::read(&bundle)
+        && specification::role(&spec).is_ok_and(|role| role.kind == Kind::Sandbox && role.sandbox == line.id)
+    {
+        sealpod_sandbox::remove_abandoned(Path::new(RUNTIME_FOLDER));
+        if let Ok(Some(group)) = specification::pod(&spec).map(|pod| pod.cgroup) {
+            Cgroup::find(&group).remove();
+        }
+        if let Ok(address) = std::fs::read_to_string(bundle.join(ADDRESS)) {
+            remove_socket(Path::new(address.trim_start_matches("unix://")));
+        }
+    }
+    let exit = Exit::now(KILLED);
+    let response =
+        DeleteResponse { exit_status: exit.code, exited_at: exit.timestamp(), ..DeleteResponse::default() };
+    response.write_to_bytes().map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// containerd's working directory for both calls is the bundle.
+fn bundle(line: &CommandLine) -> Result<PathBuf, Error> {
+    match &line.bundle {
+        Some(bundle) => Ok(bundle.clone()),
+        None => std::env::current_dir().map_err(Error::io("there is no working directory")),
+    }
+}
+
+/// Bundles of a namespace lie side by side.
+fn address_of(bundle: &Path, sandbox: &str) -> Result<String, Error> {
+    let plain = !sandbox.is_empty() && !sandbox.contains(['/', '\0']) && !sandbox.starts_with('.');
+    let file = bundle.parent().filter(|_| plain).map(|folder| folder.join(sandbox).join(ADDRESS));
+    let file = file.ok_or_else(|| Error::Invalid(format!("{sandbox:?} is no sandbox's id")))?;
+    std::fs::read_to_string(&file)
+        .map_err(Error::io(format!("the pod's shim cannot be found by {}", file.display())))
+}
+
+/// Starts the process that serves, and waits until it does.
+fn spawn(line: &CommandLine, bundle: &Path) -> Result<String, Error> {
+    if line.id.len() > LONGEST_ID || line.id.contains('/') {
+        return Err(Error::Invalid(format!("{:?} cannot be a pod's id", line.id)));
+    }
+    make_folder(Path::new(RUNTIME_FOLDER))?;
+    let program = std::env::current_exe().map_err(Error::io("cannot find this program"))?;
+    let mut serve = Command::new(program);
+    serve.args(["-namespace", &line.namespace, "-id", &line.id, "-address", &line.address]);
+    if line.debug {
+        serve.arg("-debug");
+    }
+    serve.arg("serve").current_dir(bundle).env("XDG_RUNTIME_DIR", RUNTIME_FOLDER);
+    serve.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log(bundle)).process_group(0);
+    let mut child = serve.spawn().map_err(Error::io("cannot start the pod's shim"))?;
+    let mut address = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut address).map_err(Error::io("cannot hear the pod's shim"))?;
+    }
+    match address.trim() {
+        "" => Err(Error::Invalid("the pod's shim ended at once; containerd's log has its reason".into())),
+        address => Ok(address.into()),
+    }
+}
+
+/// containerd reads a FIFO in the bundle into its own log.
+fn log(bundle: &Path) -> Stdio {
+    let fifo = std::fs::File::options().read(true).write(true).open(bundle.join("log"));
+    fifo.map_or_else(|_| Stdio::null(), Stdio::from)
+}
+
+/// A folder that only root can enter.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(Error::io(format!("cannot make {}", folder.display())))
+}
+
+/// Where the shim of a pod listens. The process's id makes it new each time.
+pub(crate) fn socket(id: &str) -> PathBuf {
+    Path::new(RUNTIME_FOLDER).join(format!("{}-{id}", std::process::id()))
+}
+
+fn remove_socket(path: &Path) {
+    let ours = path.starts_with(RUNTIME_FOLDER);
+    if ours && std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        // Somebody else may have been faster.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_finds_its_pods_shim_beside_its_own_bundle() {
+        let namespace = tempfile::tempdir().unwrap();
+        for id in ["pod", "web"] {
+            std::fs::create_dir(namespace.path().join(id)).unwrap();
+        }
+        std::fs::write(namespace.path().join("pod/address"), "unix:///run/x").unwrap();
+        let bundle = namespace.path().join("web");
+        assert_eq!(address_of(&bundle, "pod").unwrap(), "unix:///run/x");
+        for sandbox in ["", "..", "../pod", "gone"] {
+            assert!(address_of(&bundle, sandbox).is_err(), "{sandbox:?}");
+        }
+    }
+
+    #[test]
+    fn a_sockets_path_is_not_too_long() {
+        assert!(socket(&"a".repeat(LONGEST_ID)).as_os_str().len() < 108);
+    }
+}

@@ -1,0 +1,25 @@
+//! containerd's runtime v2 shim for pods in measured VMs: one process for a pod, started by containerd.
+//!
+//! [`command_line`] is what containerd calls, [`launch`] starts the process that stays, [`serve`] is that process:
+//! `service` answers containerd's Task API (containerd.task.v2), `pod` has the VM and its containers, `process` one
+//! process with its streams, `specification` what containerd's words mean in the guest's.
+//!
+//! It holds no secret: everything that passes through it, the guest's policy let out or the owner encrypted.
+
+mod cgroup;
+pub mod command_line;
+mod config;
+mod error;
+mod events;
+pub mod launch;
+mod metrics;
+mod pod;
+mod process;
+mod serve;
+mod service;
+mod specification;
+mod streams;
+mod volumes;
+
+pub use error::Error;
+pub use serve::serve;

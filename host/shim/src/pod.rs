@@ -1,0 +1,414 @@
+//! A pod: its VM, and the containers in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use oci_spec::runtime::Spec;
+use sealpod_agent_protocol::{
+    Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SignalProcess,
+    StartPod, Statistics, StatisticsOf, UpdateContainer,
+};
+use sealpod_sandbox::{GuestImage, Network, Sandbox, SandboxConfig, Tpm};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::error::Error;
+use crate::events::Events;
+use crate::process::{Exit, KILLED, Process};
+use crate::specification::{self, HostFolder, PodSpecification, Volume};
+use crate::streams::{self, Paths};
+use crate::volumes;
+
+/// A host name for pods without one.
+const HOSTNAME: &str = "sealpod";
+/// What the VM's own end is reported as.
+const FAILED: u32 = 255;
+
+/// A pod whose VM runs.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    id: String,
+    agent: Client,
+    /// QEMU's.
+    pid: u32,
+    /// The pod as containerd's task: the VM.
+    pub(crate) sandbox: Arc<Process>,
+    stop: watch::Sender<Option<u32>>,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// The volumes that were given to the guest, and who follows their changes.
+    volumes: tokio::sync::Mutex<BTreeMap<String, JoinHandle<()>>>,
+    events: Events,
+}
+
+/// A container of the pod.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) process: Arc<Process>,
+    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+}
+
+/// An exec: noted by one call, run by another.
+#[derive(Debug)]
+struct Exec {
+    request: sealpod_agent_protocol::ExecProcess,
+    process: Arc<Process>,
+}
+
+/// What a container or an exec is called, and its streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) paths: Paths,
+}
+
+impl Pod {
+    /// Boots the VM and starts the pod in it.
+    pub(crate) async fn start(
+        task: Task,
+        spec: &Spec,
+        config: Config,
+        events: Events,
+    ) -> Result<Arc<Self>, Error> {
+        let wanted = specification::pod(spec)?;
+        let cgroup = wanted.cgroup.as_deref().map(Cgroup::create).transpose()?.unwrap_or_default();
+        let booted = boot(&config, &wanted, &cgroup).await;
+        let sandbox = match booted {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                cgroup.remove();
+                return Err(error);
+            }
+        };
+        let (stop, stopped) = watch::channel(None);
+        let pod = Arc::new(Self {
+            id: task.id,
+            agent: sandbox.agent().clone(),
+            pid: sandbox.pid(),
+            sandbox: Arc::new(Process::new(task.paths)),
+            stop,
+            containers: Mutex::default(),
+            volumes: tokio::sync::Mutex::default(),
+            events,
+        });
+        tokio::spawn(pod.clone().own(sandbox, stopped, cgroup));
+        Ok(pod)
+    }
+
+    /// QEMU's process id: the pod's on this host.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Keeps the VM until it ends or is to end, and tells the end of everything in it.
+    async fn own(
+        self: Arc<Self>,
+        mut sandbox: Sandbox,
+        mut stopped: watch::Receiver<Option<u32>>,
+        cgroup: Cgroup,
+    ) {
+        let asked = tokio::select! {
+            reason = sandbox.exited() => {
+                tracing::error!(pod = self.id, "the VM ended: {reason}");
+                None
+            }
+            asked = stopped.wait_for(Option::is_some) => asked.ok().and_then(|asked| *asked),
+        };
+        match asked {
+            Some(_) => sandbox.stop().await,
+            None => drop(sandbox),
+        }
+        for (_, follower) in std::mem::take(&mut *self.volumes.lock().await) {
+            follower.abort();
+        }
+        cgroup.remove();
+        for container in self.containers() {
+            self.tell_end(&container.id, &container.id, &container.process, Exit::now(KILLED));
+            for (id, exec) in container.execs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                self.tell_end(&container.id, id, &exec.process, Exit::now(KILLED));
+            }
+        }
+        let code = asked.map_or(FAILED, |signal| 128 + signal);
+        self.tell_end(&self.id, &self.id, &self.sandbox, Exit::now(code));
+    }
+
+    /// Ends the VM; its exit is told when it is gone.
+    pub(crate) fn stop(&self, signal: u32) {
+        self.stop.send_if_modified(|asked| asked.is_none() && asked.replace(signal).is_none());
+    }
+
+    /// Pulls the image in the guest and prepares a container there.
+    pub(crate) async fn create(self: &Arc<Self>, task: Task, spec: &Spec) -> Result<Arc<Container>, Error> {
+        let wanted = specification::container(&task.id, spec, !task.paths.stdin.is_empty())?;
+        for volume in &wanted.volumes {
+            if let Volume::Files(folder) = volume {
+                self.give_volume(folder).await?;
+            }
+        }
+        let image = wanted.request.image.clone();
+        self.agent.call(Request::PullImage(PullImage { image })).await?;
+        self.agent.call(Request::CreateContainer(Box::new(wanted.request))).await?;
+        let process = Arc::new(Process::new(task.paths));
+        let container =
+            Arc::new(Container { id: task.id, bundle: task.bundle, process, execs: Mutex::default() });
+        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.insert(container.id.clone(), container.clone());
+        Ok(container)
+    }
+
+    async fn give_volume(&self, folder: &HostFolder) -> Result<(), Error> {
+        let mut given = self.volumes.lock().await;
+        if !given.contains_key(&folder.volume) {
+            volumes::give(&self.agent, folder).await?;
+            let follower = volumes::follow(self.agent.clone(), folder.clone());
+            given.insert(folder.volume.clone(), follower);
+        }
+        Ok(())
+    }
+
+    /// Lets a container's process go on.
+    pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        let reference = ProcessRef { container: container.id.clone(), exec: None };
+        let process = &container.process;
+        streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        let name = ContainerRef { container: container.id.clone() };
+        self.agent.call(Request::StartContainer(name)).await?;
+        process.started();
+        self.follow(reference, container.id.clone(), process.clone());
+        Ok(())
+    }
+
+    /// Notes an exec.
+    pub(crate) fn add_exec(
+        &self,
+        container: &Container,
+        id: &str,
+        json: &[u8],
+        paths: Paths,
+    ) -> Result<(), Error> {
+        let request = specification::exec(&container.id, id, json, !paths.stdin.is_empty())?;
+        let exec = Exec { request, process: Arc::new(Process::new(paths)) };
+        let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        if execs.contains_key(id) {
+            return Err(Error::Conflict(format!("exec {id:?} exists already")));
+        }
+        execs.insert(id.into(), Arc::new(exec));
+        Ok(())
+    }
+
+    /// Runs an exec.
+    pub(crate) async fn start_exec(self: &Arc<Self>, container: &Container, id: &str) -> Result<(), Error> {
+        let exec = container.exec(id)?;
+        let process = &exec.process;
+        let reference = ProcessRef { container: container.id.clone(), exec: Some(id.into()) };
+        let started = self.agent.call(Request::ExecProcess(Box::new(exec.request.clone()))).await;
+        if let Err(error) = started {
+            streams::close(&process.paths);
+            return Err(error.into());
+        }
+        streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        process.started();
+        self.follow(reference, container.id.clone(), process.clone());
+        Ok(())
+    }
+
+    /// Tells a process's end when it comes.
+    fn follow(self: &Arc<Self>, reference: ProcessRef, container: String, process: Arc<Process>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let id = reference.exec.clone().unwrap_or_else(|| container.clone());
+            match pod.agent.call(Request::WaitProcess(reference)).await {
+                Ok(Reply::Exit(status)) => pod.tell_end(&container, &id, &process, status.into()),
+                // The end of the VM, or a container removed by force, is told by who sees it.
+                other => tracing::debug!(container, id, ?other, "a process's end was not seen"),
+            }
+        });
+    }
+
+    fn tell_end(&self, container: &str, id: &str, process: &Process, exit: Exit) {
+        let event = TaskExit {
+            container_id: container.into(),
+            id: id.into(),
+            pid: self.pid,
+            exit_status: exit.code,
+            exited_at: exit.timestamp(),
+            ..TaskExit::default()
+        };
+        if exit.out_of_memory {
+            let event = TaskOOM { container_id: container.into(), ..TaskOOM::default() };
+            self.events.publish("/tasks/oom", "containerd.events.TaskOOM", &event);
+        }
+        if process.ended(exit) {
+            self.events.publish("/tasks/exit", "containerd.events.TaskExit", &event);
+        }
+    }
+
+    /// Sends a signal.
+    pub(crate) async fn signal(&self, reference: ProcessRef, signal: u32, all: bool) -> Result<(), Error> {
+        let signal =
+            u8::try_from(signal).map_err(|_| Error::Invalid(format!("there is no signal {signal}")))?;
+        let sent = self.agent.call(Request::SignalProcess(SignalProcess {
+            process: reference.clone(),
+            signal,
+            all,
+        }));
+        match sent.await.map_err(Error::from) {
+            Err(error) if error.is_gone() => {
+                Err(Error::NotFound(format!("process in {}: it has ended", reference.container)))
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// Sets a terminal's size.
+    pub(crate) async fn resize(&self, process: ProcessRef, rows: u32, columns: u32) -> Result<(), Error> {
+        let cells = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+        let resize = ResizeTerminal { process, rows: cells(rows), columns: cells(columns) };
+        self.agent.call(Request::ResizeTerminal(resize)).await?;
+        Ok(())
+    }
+
+    /// Stops a container's processes where they are, or lets them go on.
+    pub(crate) async fn pause(&self, container: &Container, paused: bool) -> Result<(), Error> {
+        let name = ContainerRef { container: container.id.clone() };
+        let request = if paused { Request::PauseContainer(name) } else { Request::ResumeContainer(name) };
+        self.agent.call(request).await?;
+        container.process.paused(paused);
+        Ok(())
+    }
+
+    /// Changes a container's limits.
+    pub(crate) async fn update(&self, container: &Container, resources: Resources) -> Result<(), Error> {
+        let update = UpdateContainer { container: container.id.clone(), resources };
+        self.agent.call(Request::UpdateContainer(update)).await?;
+        Ok(())
+    }
+
+    /// What a container, or all of them, have used and use.
+    pub(crate) async fn statistics(&self, container: Option<&Container>) -> Result<Statistics, Error> {
+        let of = StatisticsOf { container: container.map(|container| container.id.clone()) };
+        match self.agent.call(Request::ReadStatistics(of)).await? {
+            Reply::Statistics(statistics) => Ok(statistics),
+            other => {
+                Err(Error::Invalid(format!("the agent answered a question for statistics with {other:?}")))
+            }
+        }
+    }
+
+    /// Ends what is left of a container and forgets it.
+    pub(crate) async fn remove(&self, container: &Container) -> Result<Exit, Error> {
+        if self.sandbox.exit().is_none() {
+            let name = ContainerRef { container: container.id.clone() };
+            match self.agent.call(Request::RemoveContainer(name)).await.map_err(Error::from) {
+                Err(error) if !error.is_gone() && self.sandbox.exit().is_none() => return Err(error),
+                _ => {}
+            }
+        }
+        // One that never ran has no end of its own.
+        self.tell_end(&container.id, &container.id, &container.process, Exit::now(KILLED));
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).remove(&container.id);
+        Ok(container.process.wait().await)
+    }
+
+    /// Ends what is left of an exec and forgets it.
+    pub(crate) async fn remove_exec(&self, container: &Container, id: &str) -> Result<Exit, Error> {
+        let exec = container.exec(id)?;
+        if self.sandbox.exit().is_none() {
+            let reference = ProcessRef { container: container.id.clone(), exec: Some(id.into()) };
+            match self.agent.call(Request::RemoveExec(reference)).await.map_err(Error::from) {
+                Err(error) if !error.is_gone() && self.sandbox.exit().is_none() => return Err(error),
+                _ => {}
+            }
+        }
+        exec.process.ended(Exit::now(KILLED));
+        container.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(exec.process.wait().await)
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.get(id).cloned().ok_or_else(|| Error::NotFound(format!("container {id}")))
+    }
+
+    pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+impl Container {
+    /// Its own process, or that of an exec.
+    pub(crate) fn process(&self, exec: &str) -> Result<Arc<Process>, Error> {
+        match exec {
+            "" => Ok(self.process.clone()),
+            id => self.exec(id).map(|exec| exec.process.clone()),
+        }
+    }
+
+    fn exec(&self, id: &str) -> Result<Arc<Exec>, Error> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.get(id).cloned().ok_or_else(|| Error::NotFound(format!("exec {id} in container {}", self.id)))
+    }
+}
+
+async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Result<Sandbox, Error> {
+    let guest = GuestImage::open(&config.guest)?;
+    if let Some(parent) = Path::new(&config.tpm_authority).parent() {
+        std::fs::create_dir_all(parent).map_err(Error::io(format!("cannot make {}", parent.display())))?;
+    }
+    let sandbox = Sandbox::start(SandboxConfig {
+        memory_mib: memory_mib(config, wanted.memory_bytes),
+        cpus: wanted.cpus.unwrap_or(config.cpus),
+        ephemeral_disk_mib: config.ephemeral_disk_mib,
+        accelerator: config.accelerator()?,
+        tpm: Tpm::Emulated { authority: config.tpm_authority.clone() },
+        network: Network::Namespace { path: wanted.network_namespace.clone() },
+        cgroup_procs: cgroup.procs(),
+        ..SandboxConfig::new(guest)
+    })
+    .await?;
+    let (interfaces, _) = sandbox.pod_network();
+    let hostname = Some(wanted.hostname.clone()).filter(|name| !name.is_empty());
+    let start = StartPod {
+        hostname: hostname.unwrap_or_else(|| HOSTNAME.into()),
+        init_data: wanted.init_data.clone(),
+        interfaces,
+        dns: wanted.dns.clone(),
+        hosts: Vec::new(),
+        sysctls: wanted.sysctls.clone(),
+    };
+    match sandbox.agent().call(Request::StartPod(start)).await {
+        Ok(_) => Ok(sandbox),
+        Err(error) => {
+            sandbox.stop().await;
+            Err(error.into())
+        }
+    }
+}
+
+/// The containers' limits and what the guest itself takes, or what the node's administrator gives pods without limits.
+fn memory_mib(config: &Config, limits_bytes: Option<u64>) -> u32 {
+    let sum = |bytes: u64| {
+        let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        mib.saturating_add(config.memory_overhead_mib)
+    };
+    limits_bytes.map_or(config.memory_mib, sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_has_room_for_its_containers_and_itself() {
+        let config = Config::default();
+        assert_eq!(memory_mib(&config, None), config.memory_mib);
+        assert_eq!(memory_mib(&config, Some(1 << 30)), 1024 + config.memory_overhead_mib);
+        assert_eq!(memory_mib(&config, Some(u64::MAX)), u32::MAX);
+    }
+}

@@ -1,0 +1,69 @@
+//! The process that stays: serves containerd's calls for one pod until nothing of it is left.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::ttrpc::asynchronous::Server;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tracing_subscriber::EnvFilter;
+
+use crate::command_line::CommandLine;
+use crate::error::Error;
+use crate::events::{self, Events};
+use crate::launch;
+use crate::service::Service;
+
+/// Set by containerd: where it takes events.
+const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// Serves a pod; returns when it is gone.
+///
+/// # Errors
+/// If it cannot listen.
+pub fn serve(line: &CommandLine) -> Result<(), Error> {
+    let level = if line.debug { "debug,ttrpc=info,yamux=info" } else { "info,ttrpc=warn" };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::io("cannot start"))?.block_on(serve_pod(line))
+}
+
+async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
+    // The node's shutdown sends it to everybody; pods are ended by containerd, or by the end of all.
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("cannot watch SIGTERM"))?;
+    tokio::spawn(async move { while terminate.recv().await.is_some() {} });
+
+    let address = std::env::var(TTRPC_ADDRESS).unwrap_or_else(|_| format!("{}.ttrpc", line.address));
+    let (events, sender) = Events::start(line.namespace.clone(), address);
+    let done = Arc::new(Notify::new());
+    let service = Service::new(line.id.clone(), events, done.clone());
+    let socket = launch::socket(&line.id);
+    let address = format!("unix://{}", socket.display());
+    let mut server = Server::new().bind(&address)?.register_service(create_task(Arc::new(service)));
+    server.start().await?;
+    announce(&address)?;
+
+    done.notified().await;
+    // The answer to the last call is on its way.
+    server.shutdown().await?;
+    drop(server);
+    // Somebody else may have removed it.
+    let _ = std::fs::remove_file(&socket);
+    events::finish(sender).await;
+    Ok(())
+}
+
+/// Tells the `start` call, which waits for it, and lets go of its pipe.
+fn announce(address: &str) -> Result<(), Error> {
+    let mut stdout = std::io::stdout();
+    let told = writeln!(stdout, "{address}").and_then(|()| stdout.flush());
+    told.map_err(Error::io("cannot tell the address"))?;
+    let null =
+        std::fs::File::options().write(true).open("/dev/null").map_err(Error::io("cannot open /dev/null"))?;
+    rustix::stdio::dup2_stdout(&null).map_err(|error| Error::io("cannot let go of the pipe")(error.into()))
+}

@@ -1,0 +1,280 @@
+//! From the OCI runtime specification that a container engine wrote to the few words that the guest understands.
+//!
+//! The guest builds a specification of its own from the verified image; this one is read for what the pod's author
+//! asked for. What has no typed form is refused by name, not dropped: a pod must not run with less than it asked for.
+
+mod annotations;
+mod mounts;
+mod resources;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use sealpod_agent_protocol::{CreateContainer, Dns, ExecProcess, Resources};
+
+pub(crate) use annotations::{Kind, Role};
+pub(crate) use mounts::{HostFolder, Volume};
+
+use mounts::Mounts;
+
+/// The user id under which the snapshotter lists the user whom an image names: containerd looks names up on the
+/// host, which has no files of the image. It stands for "as the image says".
+const USER_OF_IMAGE: u32 = 1_397_048_656;
+
+/// The capabilities that container engines give if nothing is said.
+const ENGINES_CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+/// One that only a privileged container has.
+const PRIVILEGED_ONLY: &str = "CAP_SYS_MODULE";
+
+/// Why a pod or a container is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read the bundle's {}: {source}", path.display())]
+    Bundle { path: PathBuf, source: std::io::Error },
+    #[error("the runtime specification cannot be read: {0}")]
+    Parse(#[from] serde_json::Error),
+    #[error("the runtime specification has no {0}")]
+    Missing(&'static str),
+    #[error("{what} is refused: {why}")]
+    Refused { what: String, why: &'static str },
+    #[error("annotation {name}: {problem}")]
+    Annotation { name: &'static str, problem: String },
+}
+
+fn refused(what: impl Into<String>, why: &'static str) -> Error {
+    Error::Refused { what: what.into(), why }
+}
+
+/// Reads the `config.json` of a bundle.
+pub(crate) fn read(bundle: &Path) -> Result<Spec, Error> {
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path).map_err(|source| Error::Bundle { path, source })?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Whether this is a pod's sandbox or one of its containers.
+pub(crate) fn role(spec: &Spec) -> Result<Role, Error> {
+    annotations::role(&annotations::of(spec))
+}
+
+/// What a pod's sandbox is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PodSpecification {
+    pub(crate) hostname: String,
+    /// The network namespace that CNI made.
+    pub(crate) network_namespace: PathBuf,
+    /// The raw init data (TOML).
+    pub(crate) init_data: Option<String>,
+    pub(crate) dns: Dns,
+    pub(crate) sysctls: BTreeMap<String, String>,
+    /// The sum of the containers' limits, where kubelet gave it.
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) cpus: Option<u32>,
+    /// The pod's control group on the host, as the engine wrote it.
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+/// Reads a sandbox's specification.
+pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
+    let annotations = annotations::of(spec);
+    let linux = linux(spec)?;
+    let namespace = |kind: LinuxNamespaceType| {
+        linux.namespaces().iter().flatten().find(move |namespace| namespace.typ() == kind)
+    };
+    let network = namespace(LinuxNamespaceType::Network).ok_or_else(|| {
+        refused(
+            "hostNetwork",
+            "a confidential pod cannot share the network of a machine that it does not trust",
+        )
+    })?;
+    for (kind, what) in [(LinuxNamespaceType::Pid, "hostPID"), (LinuxNamespaceType::Ipc, "hostIPC")] {
+        if namespace(kind).is_none() {
+            return Err(refused(
+                what,
+                "a confidential pod runs in a VM, which shares nothing with the host's processes",
+            ));
+        }
+    }
+    refuse_common(spec, linux)?;
+    let mounts = Mounts::read(spec)?;
+    let (memory_bytes, cpus) = annotations::size(&annotations);
+    Ok(PodSpecification {
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        network_namespace: network
+            .path()
+            .clone()
+            .ok_or(Error::Missing("path of the pod's network namespace"))?,
+        init_data: annotations::init_data(&annotations)?,
+        dns: mounts.dns()?,
+        sysctls: linux.sysctl().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        memory_bytes,
+        cpus,
+        cgroup: linux.cgroups_path().clone(),
+    })
+}
+
+/// What a container is to be, and which of its volumes lie on the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ContainerSpecification {
+    pub(crate) request: CreateContainer,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// Reads a container's specification.
+pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerSpecification, Error> {
+    let annotations = annotations::of(spec);
+    let linux = linux(spec)?;
+    let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
+    refuse_common(spec, linux)?;
+    refuse_namespaces(linux)?;
+    let group = process.user().additional_gids().iter().flatten().copied().collect::<BTreeSet<_>>();
+    let capabilities = capabilities(process);
+    let hidden = linux.masked_paths().iter().flatten().next().is_some();
+    let privileged = !hidden && capabilities.contains(PRIVILEGED_ONLY);
+    if !privileged && linux.devices().iter().flatten().next().is_some() {
+        return Err(refused("a device", "the host's devices do not exist in the guest"));
+    }
+    let engines = ENGINES_CAPABILITIES.map(str::to_owned).into();
+    let mounts = Mounts::read(spec)?;
+    let request = CreateContainer {
+        id: id.into(),
+        name: annotations::container_name(&annotations),
+        image: annotations::image(&annotations)?,
+        command: Some(process.args().clone().unwrap_or_default()),
+        arguments: None,
+        environment: environment(process),
+        user: user(process),
+        supplemental_groups: group.into_iter().filter(|group| *group != process.user().gid()).collect(),
+        working_directory: Some(process.cwd().to_string_lossy().into_owned()),
+        terminal: process.terminal().unwrap_or_default(),
+        stdin,
+        read_only_root: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default(),
+        capabilities: (!privileged && capabilities != engines).then_some(capabilities),
+        allow_privilege_escalation: !process.no_new_privileges().unwrap_or_default(),
+        unmasked_paths: !hidden && !privileged,
+        privileged,
+        hosts: mounts.hosts()?,
+        mounts: mounts.typed()?,
+        resources: linux.resources().as_ref().map(resources::typed).transpose()?.unwrap_or_default(),
+    };
+    Ok(ContainerSpecification { request, volumes: mounts.volumes() })
+}
+
+/// Reads what an exec is to be: an OCI process in JSON.
+pub(crate) fn exec(container: &str, id: &str, json: &[u8], stdin: bool) -> Result<ExecProcess, Error> {
+    let process: Process = serde_json::from_slice(json)?;
+    Ok(ExecProcess {
+        container: container.into(),
+        exec: id.into(),
+        command: process.args().clone().unwrap_or_default(),
+        // An engine starts from the container's own environment, user and folder, which the guest knows better.
+        environment: BTreeMap::new(),
+        user: None,
+        working_directory: None,
+        terminal: process.terminal().unwrap_or_default(),
+        stdin,
+    })
+}
+
+/// Reads new limits: OCI resources in JSON.
+pub(crate) fn update(json: &[u8]) -> Result<Resources, Error> {
+    resources::typed(&serde_json::from_slice(json)?)
+}
+
+fn linux(spec: &Spec) -> Result<&Linux, Error> {
+    spec.linux().as_ref().ok_or(Error::Missing("linux section"))
+}
+
+/// What neither a pod nor a container can have.
+fn refuse_common(spec: &Spec, linux: &Linux) -> Result<(), Error> {
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
+        serde_json::to_value(hooks).is_ok_and(|hooks| {
+            hooks.as_object().is_some_and(|kinds| {
+                kinds.values().any(|kind| kind.as_array().is_some_and(|all| !all.is_empty()))
+            })
+        })
+    });
+    let given = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    for (present, what, why) in [
+        (hooks, "an OCI hook", "it would run on the host, which the pod does not trust"),
+        (
+            given(linux.uid_mappings()) || given(linux.gid_mappings()),
+            "a user namespace of the pod's (hostUsers: false)",
+            "users of the guest are apart from the host's already",
+        ),
+        (linux.intel_rdt().is_some(), "Intel RDT", "the guest cannot control the processor's caches"),
+        (linux.personality().is_some(), "a personality", "the guest runs one kind of programs"),
+        (
+            linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()),
+            "a time namespace",
+            "the guest has its own clock",
+        ),
+    ] {
+        if present {
+            return Err(refused(what, why));
+        }
+    }
+    Ok(())
+}
+
+fn refuse_namespaces(linux: &Linux) -> Result<(), Error> {
+    let pid =
+        linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
+    match pid {
+        Some(namespace) if namespace.path().is_none() => Ok(()),
+        Some(_) => Err(refused(
+            "a process namespace shared with another container (shareProcessNamespace, or an ephemeral container's target)",
+            "containers of a confidential pod see their own processes only",
+        )),
+        None => Err(refused(
+            "hostPID",
+            "a confidential pod runs in a VM, which shares nothing with the host's processes",
+        )),
+    }
+}
+
+/// The bounding set: what the container may ever have.
+fn capabilities(process: &Process) -> BTreeSet<String> {
+    let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
+    bounding
+        .into_iter()
+        .flatten()
+        .map(|capability| format!("CAP_{}", capability.to_string().trim_start_matches("CAP_")))
+        .collect()
+}
+
+fn environment(process: &Process) -> BTreeMap<String, String> {
+    let variables = process.env().iter().flatten();
+    variables
+        .filter_map(|variable| variable.split_once('='))
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
+}
+
+/// As the guest looks users up: a number without a group takes the image's group for it, as Kubernetes says.
+fn user(process: &Process) -> Option<String> {
+    match (process.user().uid(), process.user().gid()) {
+        (USER_OF_IMAGE, _) => None,
+        (uid, 0 | USER_OF_IMAGE) => Some(uid.to_string()),
+        (uid, gid) => Some(format!("{uid}:{gid}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

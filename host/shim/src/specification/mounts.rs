@@ -1,0 +1,262 @@
+//! Mounts: what the engine and kubelet mean by each, told by where its source lies on the host.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use sealpod_agent_protocol::{Dns, HostEntry, Mount, MountSource};
+
+use super::{Error, refused};
+
+/// What every container has, and the guest makes itself.
+const OWN: [&str; 8] =
+    ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/etc/hostname"];
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The most that is read of a file of the host's.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// The mounts of a specification.
+pub(super) struct Mounts {
+    hosts: Option<PathBuf>,
+    resolv_conf: Option<PathBuf>,
+    volumes: Vec<(Mount, Volume)>,
+}
+
+/// A volume of the pod's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Volume {
+    /// Files that kubelet wrote to the host and that the guest gets by RPC.
+    Files(HostFolder),
+    /// The guest's own.
+    Guest,
+}
+
+/// Files of a volume on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostFolder {
+    /// The volume's name in the pod.
+    pub(crate) volume: String,
+    /// The folder, or a single file.
+    pub(crate) path: PathBuf,
+}
+
+impl Mounts {
+    /// Sorts a specification's mounts; refuses those that cannot be had.
+    pub(super) fn read(spec: &Spec) -> Result<Self, Error> {
+        let mut mounts = Self { hosts: None, resolv_conf: None, volumes: Vec::new() };
+        for mount in spec.mounts().iter().flatten() {
+            let destination = mount.destination().to_string_lossy().into_owned();
+            let source = mount.source().clone().unwrap_or_default();
+            match destination.as_str() {
+                HOSTS => mounts.hosts = Some(source),
+                RESOLV_CONF => mounts.resolv_conf = Some(source),
+                own if OWN.contains(&own) => {}
+                _ => mounts.volumes.push(volume(
+                    &destination,
+                    &source,
+                    mount.options().as_deref().unwrap_or_default(),
+                )?),
+            }
+        }
+        Ok(mounts)
+    }
+
+    /// In the guest's words.
+    pub(super) fn typed(&self) -> Result<Vec<Mount>, Error> {
+        Ok(self.volumes.iter().map(|(mount, _)| mount.clone()).collect())
+    }
+
+    /// Those whose content the host has.
+    pub(super) fn volumes(&self) -> Vec<Volume> {
+        self.volumes
+            .iter()
+            .map(|(_, volume)| volume.clone())
+            .filter(|volume| *volume != Volume::Guest)
+            .collect()
+    }
+
+    /// The lines of `/etc/hosts` beyond those that the guest writes itself.
+    pub(super) fn hosts(&self) -> Result<Vec<HostEntry>, Error> {
+        let Some(path) = &self.hosts else { return Ok(Vec::new()) };
+        Ok(parse_hosts(&read_text(path)?))
+    }
+
+    /// What `/etc/resolv.conf` says.
+    pub(super) fn dns(&self) -> Result<Dns, Error> {
+        let Some(path) = &self.resolv_conf else { return Ok(Dns::default()) };
+        Ok(parse_resolv_conf(&read_text(path)?))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, Error> {
+    use std::io::Read;
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_string(&mut text));
+    read.map_err(|source| Error::Bundle { path: path.into(), source })?;
+    Ok(text)
+}
+
+/// kubelet keeps a pod's files at `…/pods/<uid>/…`: what follows says what a source is.
+fn volume(destination: &str, source: &Path, options: &[String]) -> Result<(Mount, Volume), Error> {
+    let has = |option: &str| options.iter().any(|given| given == option);
+    if has("rshared") || has("shared") || has("rslave") || has("slave") {
+        let what = format!("mount propagation of the volume at {destination:?}");
+        return Err(refused(what, "mounts of the host cannot appear in the guest"));
+    }
+    let typed = |source| Mount { destination: destination.into(), read_only: has("ro"), source };
+    let words: Vec<&str> = source.iter().filter_map(|word| word.to_str()).collect();
+    let own =
+        words.iter().position(|word| *word == "pods").and_then(|at| words.get(at + 2..)).unwrap_or_default();
+    match own {
+        ["volumes", plugin, name] => match plugin.strip_prefix("kubernetes.io~") {
+            Some("configmap" | "secret" | "downward-api" | "projected") => {
+                let files = MountSource::Files { volume: name.to_string(), file: None };
+                let folder = HostFolder { volume: name.to_string(), path: source.into() };
+                Ok((typed(files), Volume::Files(folder)))
+            }
+            Some("empty-dir") => {
+                let (size_bytes, group) = (memory_limit(source), group(source));
+                Ok((typed(MountSource::Empty { volume: name.to_string(), size_bytes, group }), Volume::Guest))
+            }
+            _ => Err(refused(
+                format!("the volume {name:?} at {destination:?} ({plugin})"),
+                "only ConfigMap, Secret, downward API, projected and emptyDir volumes reach a confidential pod",
+            )),
+        },
+        ["volume-subpaths", name, container, number] => {
+            // A copy of its own: what kubelet resolved for this container, at its start.
+            let volume = format!("{name}.{container}.{number}");
+            let file = source.is_file().then(|| "file".to_owned());
+            let folder = HostFolder { volume: volume.clone(), path: source.into() };
+            Ok((typed(MountSource::Files { volume, file }), Volume::Files(folder)))
+        }
+        ["containers", container, _] => {
+            let volume = format!("termination-log-{container}");
+            Ok((typed(MountSource::EmptyFile { volume }), Volume::Guest))
+        }
+        _ => Err(refused(
+            format!("hostPath {} at {destination:?}", source.display()),
+            "files of the host are not the pod's; give them as a ConfigMap, a Secret or in the image",
+        )),
+    }
+}
+
+/// The size of an emptyDir in memory: kubelet mounted a tmpfs of that size.
+fn memory_limit(folder: &Path) -> Option<u64> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let status = rustix::fs::statfs(folder).ok()?;
+    let is_own = {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev());
+        device(folder).ok()? != device(folder.parent()?).ok()?
+    };
+    let size = status.f_blocks.checked_mul(u64::try_from(status.f_bsize).ok()?)?;
+    (is_own && status.f_type == TMPFS_MAGIC && size > 0).then_some(size)
+}
+
+/// The group that kubelet gave a folder for `fsGroup`.
+pub(crate) fn group(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|metadata| metadata.gid()).filter(|gid| *gid != 0)
+}
+
+/// Without the lines for the loopback, which the guest writes itself.
+fn parse_hosts(text: &str) -> Vec<HostEntry> {
+    let entry = |line: &str| {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let address: std::net::IpAddr = words.next()?.parse().ok()?;
+        let names: Vec<_> = words.map(str::to_owned).collect();
+        let kubelets_own = address.is_loopback() || names.iter().all(|name| name.starts_with("ip6-"));
+        (!names.is_empty() && !kubelets_own).then(|| HostEntry { address: address.to_string(), names })
+    };
+    text.lines().filter_map(entry).collect()
+}
+
+fn parse_resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split(['#', ';']).next().unwrap_or_default().split_whitespace();
+        match words.next() {
+            Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
+            // The last one counts.
+            Some("search" | "domain") => dns.searches = words.map(str::to_owned).collect(),
+            Some("options") => dns.options.extend(words.map(str::to_owned)),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "/var/lib/kubelet/pods/0a1b";
+
+    fn typed(source: &str, options: &[&str]) -> Result<(Mount, Volume), Error> {
+        let options: Vec<_> = options.iter().map(ToString::to_string).collect();
+        volume("/data", Path::new(source), &options)
+    }
+
+    #[test]
+    fn kubelets_volumes_are_told_by_their_place() {
+        for plugin in ["configmap", "secret", "downward-api", "projected"] {
+            let source = format!("{POD}/volumes/kubernetes.io~{plugin}/settings");
+            let (mount, volume) = typed(&source, &["rbind", "ro"]).unwrap();
+            assert!(mount.read_only);
+            assert_eq!(mount.source, MountSource::Files { volume: "settings".into(), file: None });
+            assert_eq!(volume, Volume::Files(HostFolder { volume: "settings".into(), path: source.into() }));
+        }
+        let (mount, volume) =
+            typed(&format!("{POD}/volumes/kubernetes.io~empty-dir/cache"), &["rbind"]).unwrap();
+        assert_eq!(
+            mount.source,
+            MountSource::Empty { volume: "cache".into(), size_bytes: None, group: None }
+        );
+        assert_eq!((mount.read_only, volume), (false, Volume::Guest));
+        let (mount, _) = typed(&format!("{POD}/containers/web/4f2a"), &["rbind"]).unwrap();
+        assert_eq!(mount.source, MountSource::EmptyFile { volume: "termination-log-web".into() });
+        let (mount, _) = typed(&format!("{POD}/volume-subpaths/settings/web/2"), &["rbind"]).unwrap();
+        assert_eq!(mount.source, MountSource::Files { volume: "settings.web.2".into(), file: None });
+    }
+
+    #[test]
+    fn what_is_the_hosts_is_refused_with_a_reason() {
+        for (source, options, word) in [
+            ("/etc", &["rbind"][..], "hostPath"),
+            ("/var/lib/kubelet/pods", &["rbind"], "hostPath"),
+            (&format!("{POD}/volumes/kubernetes.io~csi/pvc-1"), &["rbind"], "pvc-1"),
+            (&format!("{POD}/volumes/kubernetes.io~csi/pvc-1/mount"), &["rbind"], "hostPath"),
+            (&format!("{POD}/volumes/kubernetes.io~empty-dir/a"), &["rbind", "rshared"], "propagation"),
+        ] {
+            let refusal = typed(source, options).unwrap_err().to_string();
+            assert!(refusal.contains(word) && refusal.contains("refused: "), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn kubelets_hosts_file_is_read_without_its_own_lines() {
+        let hosts = parse_hosts(
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\nfe00::0\tip6-localnet\n\
+             10.1.2.3\tweb-0.web.default.svc.cluster.local\tweb-0\n\n# Entries added by HostAliases.\n192.0.2.7\tdb db.example\nbroken\n",
+        );
+        let names = |entry: &HostEntry| (entry.address.clone(), entry.names.join(" "));
+        assert_eq!(
+            hosts.iter().map(names).collect::<Vec<_>>(),
+            [
+                ("10.1.2.3".to_owned(), "web-0.web.default.svc.cluster.local web-0".to_owned()),
+                ("192.0.2.7".to_owned(), "db db.example".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_resolvers_configuration_is_read() {
+        let dns = parse_resolv_conf(
+            "search a.example b.example\nnameserver 10.96.0.10\noptions ndots:5 # five\n;x\n",
+        );
+        assert_eq!(dns.servers, ["10.96.0.10"]);
+        assert_eq!(dns.searches, ["a.example", "b.example"]);
+        assert_eq!(dns.options, ["ndots:5"]);
+    }
+}

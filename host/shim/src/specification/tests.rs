@@ -1,0 +1,1 @@
+//! A whole specification, as containerd 1.6 writes it.

@@ -1,0 +1,169 @@
+//! Volumes of files: read where kubelet keeps them, given to the guest by RPC, and again when kubelet changes them.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sealpod_agent_protocol::{Client, Request, VolumeFile, WriteVolume};
+use tokio::task::JoinHandle;
+
+use crate::error::Error;
+use crate::specification::HostFolder;
+
+/// kubelet's link to the current content: it moves when the content changes, all at once.
+const DATA: &str = "..data";
+/// All files of a volume together: with base64 and JSON they must fit into one request.
+const MOST_BYTES: u64 = 2_900_000;
+const MOST_FILES: usize = 4096;
+const DEEPEST: usize = 16;
+/// How often a change is looked for. kubelet itself takes up to a minute.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Gives a volume to the guest.
+pub(crate) async fn give(agent: &Client, folder: &HostFolder) -> Result<(), Error> {
+    let request = read(folder)?;
+    agent.call(Request::WriteVolume(Box::new(request))).await?;
+    Ok(())
+}
+
+/// Follows a volume's changes until the task is ended.
+pub(crate) fn follow(agent: Client, folder: HostFolder) -> JoinHandle<()> {
+    let link = folder.path.join(DATA);
+    let mut known = std::fs::read_link(&link).ok();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let current = std::fs::read_link(&link).ok();
+            if current.is_none() || current == known {
+                continue;
+            }
+            match give(&agent, &folder).await {
+                Ok(()) => known = current,
+                Err(error) => {
+                    tracing::warn!(volume = folder.volume, %error, "a change does not reach the guest")
+                }
+            }
+        }
+    })
+}
+
+fn read(folder: &HostFolder) -> Result<WriteVolume, Error> {
+    let mut reading = Reading { files: Vec::new(), bytes_left: MOST_BYTES, volume: &folder.volume };
+    let data = folder.path.join(DATA);
+    if folder.path.is_file() {
+        reading.file(&folder.path, "file".into())?;
+    } else if data.is_dir() {
+        reading.folder(&data, &PathBuf::new(), 0)?;
+    } else {
+        reading.folder(&folder.path, &PathBuf::new(), 0)?;
+    }
+    let group = std::fs::metadata(&folder.path).map(|metadata| metadata.gid()).ok();
+    Ok(WriteVolume {
+        volume: folder.volume.clone(),
+        group: group.filter(|group| *group != 0),
+        files: reading.files,
+    })
+}
+
+struct Reading<'a> {
+    files: Vec<VolumeFile>,
+    bytes_left: u64,
+    volume: &'a str,
+}
+
+impl Reading<'_> {
+    fn folder(&mut self, folder: &Path, inside: &Path, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            return Err(self.too_much());
+        }
+        let io = || Error::io(format!("cannot read {}", folder.display()));
+        for entry in std::fs::read_dir(folder).map_err(io())? {
+            let entry = entry.map_err(io())?;
+            let (path, inside) = (entry.path(), inside.join(entry.file_name()));
+            // Links of the volume's own lead to its data, which is read itself.
+            if entry.file_name().as_encoded_bytes().starts_with(b"..") {
+                continue;
+            }
+            match path.is_dir() {
+                true => self.folder(&path, &inside, depth + 1)?,
+                false => self.file(&path, inside.to_string_lossy().into_owned())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, inside: String) -> Result<(), Error> {
+        let io = || Error::io(format!("cannot read {}", path.display()));
+        let file = std::fs::File::open(path).map_err(io())?;
+        let mode = file.metadata().map_err(io())?.mode() & 0o777;
+        let mut content = Vec::new();
+        file.take(self.bytes_left + 1).read_to_end(&mut content).map_err(io())?;
+        self.bytes_left = self.bytes_left.checked_sub(content.len() as u64).ok_or_else(|| self.too_much())?;
+        if self.files.len() == MOST_FILES {
+            return Err(self.too_much());
+        }
+        self.files.push(VolumeFile { path: inside, mode, content: STANDARD.encode(content) });
+        Ok(())
+    }
+
+    fn too_much(&self) -> Error {
+        Error::Invalid(format!(
+            "volume {:?} has more than {MOST_BYTES} bytes, {MOST_FILES} files or {DEEPEST} levels of folders",
+            self.volume
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn kubelets(content: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("..2026_11_24");
+        for (name, text) in content {
+            let path = data.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o440)).unwrap();
+        }
+        symlink("..2026_11_24", folder.path().join(DATA)).unwrap();
+        symlink("..data/a", folder.path().join("a")).unwrap();
+        folder
+    }
+
+    fn read_volume(path: &Path) -> Result<WriteVolume, Error> {
+        read(&HostFolder { volume: "settings".into(), path: path.into() })
+    }
+
+    #[test]
+    fn the_current_content_is_read_once() {
+        let folder = kubelets(&[("a", "1"), ("b/c", "2")]);
+        let mut volume = read_volume(folder.path()).unwrap();
+        volume.files.sort_by(|left, right| left.path.cmp(&right.path));
+        let paths: Vec<_> = volume.files.iter().map(|file| (file.path.as_str(), file.mode)).collect();
+        assert_eq!(paths, [("a", 0o440), ("b/c", 0o440)]);
+        assert_eq!(volume.files[0].content, STANDARD.encode("1"));
+    }
+
+    #[test]
+    fn a_single_file_is_a_volume_too() {
+        let folder = kubelets(&[("a", "1")]);
+        let volume = read_volume(&folder.path().join("a")).unwrap();
+        assert_eq!(volume.files.len(), 1);
+        assert_eq!(volume.files[0].path, "file");
+    }
+
+    #[test]
+    fn a_volume_that_is_too_large_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("large"), vec![0; 2_900_001]).unwrap();
+        assert!(read_volume(folder.path()).unwrap_err().to_string().contains("settings"));
+        assert!(read_volume(Path::new("/nowhere")).is_err());
+    }
+}
