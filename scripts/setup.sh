@@ -16,6 +16,10 @@ needs=(
   openssl:openssl
   python3:python3
   cpio:cpio
+  protoc:protobuf-compiler
+  containerd:containerd
+  runc:runc
+  /usr/lib/cni/bridge:containernetworking-plugins
   ip:iproute2
   ping:iputils-ping
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
