@@ -6,17 +6,22 @@ SEALPOD      := target/release/sealpod
 GUEST        := target/guest-image
 
 export SEALPOD_GUEST := $(CURDIR)/$(GUEST)
+# Where rustup puts cargo, for a shell that has not heard of it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup build guest demo test test-vm lint deny bench clean
+# Tests on genuine evidence are ignored where there is none; in continuous integration there must be.
+GENUINE := $(if $(SEALPOD_FIXTURES)$(CI),-- --include-ignored)
+
+.PHONY: help setup build guest containerds demo demo-node test lint deny bench bench-node clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing on this machine (Debian 12, Ubuntu 24.04)
 	@scripts/setup.sh
 
 build: setup ## Build the programs that run outside the guest
-	cargo build --release --locked -p sealpod-cli -p sealpod-kbs
+	cargo build --release --locked --workspace --bins
 
 $(AGENT): FORCE
 	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no' \
@@ -28,8 +33,15 @@ guest: build $(AGENT) ## Build the measured guest: kernel, initrd, command line
 demo: guest ## The whole story: an encrypted image in a measured VM, and seven attacks
 	@$(SEALPOD) demo
 
-test: lint deny guest ## All tests: unit, interop (skopeo, docker-registry, swtpm) and VM
-	cargo test --release --locked --workspace --all-targets --no-fail-fast
+demo-node: guest ## A pod from a YAML file on a private node with a stock containerd
+	@cargo run --release --locked --quiet -p sealpod-tests --bin demo-node
+
+containerds: setup ## Fetch newer releases of containerd for the tests (target/containerd/)
+	@scripts/containerds.sh
+
+test: lint deny guest containerds ## All tests: unit, interop (skopeo, docker-registry, swtpm) and VM
+	$(if $(GENUINE),,@echo 'SEALPOD_FIXTURES is not set: tests on genuine evidence are ignored')
+	cargo test --release --locked --workspace --all-targets --no-fail-fast $(GENUINE)
 
 lint: setup ## Formatting, clippy without warnings, documentation without broken links
 	cargo fmt --all --check
@@ -39,7 +51,10 @@ deny: setup ## Licences, duplicates and sources of the dependencies
 	scripts/deny.sh
 
 bench: guest ## Boot and attestation times, as ratios within one run (target/bench/)
-	cargo run --release --locked -p sealpod-benches
+	cargo run --release --locked -p sealpod-benches --bin sealpod-benches
+
+bench-node: guest ## Pods by CRI beside sealpod run and runc, memory, execs, output (target/bench/)
+	cargo run --release --locked -p sealpod-benches --bin bench-node
 
 clean: ## Remove everything that was built
 	cargo clean

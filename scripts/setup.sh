@@ -7,6 +7,8 @@ needs=(
   cc:build-essential
   pkg-config:pkg-config
   curl:curl
+  /etc/ssl/certs/ca-certificates.crt:ca-certificates
+  xz:xz-utils
   qemu-system-x86_64:qemu-system-x86
   /usr/share/OVMF/OVMF_CODE.fd:ovmf
   swtpm:swtpm
@@ -17,12 +19,22 @@ needs=(
   python3:python3
   cpio:cpio
   protoc:protobuf-compiler
+  /usr/include/google/protobuf/empty.proto:libprotobuf-dev
   containerd:containerd
   runc:runc
   /usr/lib/cni/bridge:containernetworking-plugins
   ip:iproute2
   ping:iputils-ping
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
+  checkmodule:checkpolicy
+  /usr/sbin/semodule:policycoreutils
+  semodule_package:semodule-utils
+  sesearch:setools
+  /usr/sbin/selabel_lookup:selinux-utils
+  /usr/share/selinux/devel/Makefile:selinux-policy-dev
+  shellcheck:shellcheck
+  jq:jq
+  pip3:python3-pip
 )
 
 missing=()
@@ -55,12 +67,13 @@ if [ ${#missing[@]} -gt 0 ]; then
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# The Makefile looks for cargo there too.
+export PATH="$HOME/.cargo/bin:$PATH"
 if ! command -v cargo >/dev/null; then
   echo "installing the Rust toolchain with rustup"
   curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --no-modify-path || {
     echo "error: cannot install Rust; see https://rustup.rs, then run this again" >&2
     exit 1
   }
-  echo "hint: add $HOME/.cargo/bin to PATH and run make again" >&2
-  exit 1
+  echo "hint: add $HOME/.cargo/bin to PATH to use cargo yourself"
 fi

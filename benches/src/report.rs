@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use sealpod_benches::limits::{self, Limit, limit, median_and_minimum, megabytes, milliseconds, rounded};
 use serde::Serialize;
 
 /// The agent answers at most this long after a guest that does nothing would be there.
@@ -73,15 +73,6 @@ struct BootReport {
     ratio: f64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Limit {
-    name: &'static str,
-    unit: &'static str,
-    limit: f64,
-    actual: f64,
-    pass: bool,
-}
-
 impl Measurements {
     pub(crate) fn report(&self) -> anyhow::Result<Report> {
         let (with, without) = (self.with_firmware.report()?, self.without_firmware.report()?);
@@ -141,11 +132,7 @@ impl Report {
 
     /// Writes it as JSON, for which the folder is made.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let write = || -> anyhow::Result<()> {
-            std::fs::create_dir_all(path.parent().context("it has no folder")?)?;
-            Ok(std::fs::write(path, serde_json::to_string_pretty(self)? + "\n")?)
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        limits::write(self, path)
     }
 
     /// The tables that a person reads.
@@ -176,40 +163,9 @@ impl Report {
         for (name, median, minimum) in times {
             text.push_str(&format!("{name:38}{median:>10.1}{minimum:>10.1}\n"));
         }
-        text.push_str(&format!("\n{:38}{:>10}{:>10}\n", "limits", "limit", "actual"));
-        for Limit { name, unit, limit, actual, pass } in &self.limits {
-            let word = if *pass { "pass" } else { "FAIL" };
-            text.push_str(&format!("{name:38}{limit:>10.1}{actual:>10.1} {unit}  {word}\n"));
-        }
+        text.push_str(&limits::table(&self.limits));
         text
     }
-}
-
-fn limit(name: &'static str, unit: &'static str, limit: f64, actual: f64) -> Limit {
-    Limit { name, unit, limit, actual, pass: actual <= limit }
-}
-
-fn milliseconds(times: &[Duration]) -> anyhow::Result<(f64, f64)> {
-    median_and_minimum(times.iter().map(|time| time.as_secs_f64() * 1000.0).collect())
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    rounded(bytes as f64 / 1e6)
-}
-
-/// To a tenth.
-fn rounded(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
-}
-
-/// Of an even number of values, the median is the mean of the two in the middle.
-fn median_and_minimum(mut values: Vec<f64>) -> anyhow::Result<(f64, f64)> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = values.get(middle).context("nothing was measured")?;
-    let lower = if values.len().is_multiple_of(2) { values.get(middle - 1).unwrap_or(upper) } else { upper };
-    let minimum = values.first().unwrap_or(lower);
-    Ok((rounded(f64::midpoint(*lower, *upper)), rounded(*minimum)))
 }
 
 #[cfg(test)]
@@ -239,19 +195,6 @@ mod tests {
 
     fn json(measurements: &Measurements) -> Value {
         serde_json::to_value(measurements.report().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle_and_one_slow_run_does_not_move_it() {
-        for (values, expected) in [
-            (vec![3.0, 1.0, 2.0], (2.0, 1.0)),
-            (vec![900.0, 1.0, 2.0], (2.0, 1.0)),
-            (vec![4.0, 2.0], (3.0, 2.0)),
-            (vec![7.04], (7.0, 7.0)),
-        ] {
-            assert_eq!(median_and_minimum(values).unwrap(), expected);
-        }
-        median_and_minimum(Vec::new()).unwrap_err();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `sealpod doctor`: is this machine ready to run pods, and if not, what is to be done.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -21,8 +22,9 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
+/// One thing that was looked at.
 #[derive(Serialize)]
-struct Finding {
+pub(crate) struct Finding {
     name: String,
     ok: bool,
     detail: String,
@@ -30,23 +32,25 @@ struct Finding {
     advice: Option<String>,
 }
 
+impl From<sealpod_sandbox::doctor::Check> for Finding {
+    fn from(check: sealpod_sandbox::doctor::Check) -> Self {
+        Self { name: check.name.into(), ok: check.ok, detail: check.detail, advice: check.advice }
+    }
+}
+
 pub(crate) async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let progress = Progress::start("checking this machine");
-    let mut findings: Vec<Finding> = sealpod_sandbox::doctor::check()
-        .await
-        .into_iter()
-        .map(|check| Finding {
-            name: check.name.to_string(),
-            ok: check.ok,
-            detail: check.detail,
-            advice: check.advice,
-        })
-        .collect();
+    let mut findings: Vec<Finding> =
+        sealpod_sandbox::doctor::check().await.into_iter().map(Finding::from).collect();
     findings.push(guest());
     drop(progress);
+    report(findings, args.json)
+}
 
+/// Shows what was found, and fails if anything of it is wrong.
+pub(crate) fn report(findings: Vec<Finding>, json: bool) -> Result<ExitCode> {
     let ready = findings.iter().all(|finding| finding.ok);
-    if args.json {
+    if json {
         output::json(&findings)?;
     } else {
         for finding in &findings {
@@ -61,8 +65,12 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<ExitCode> {
 }
 
 fn guest() -> Finding {
-    let named = std::env::var_os("SEALPOD_GUEST").map(std::path::PathBuf::from);
-    let found = crate::guest::folder(named.as_deref()).and_then(|folder| {
+    let named = std::env::var_os("SEALPOD_GUEST").map(PathBuf::from);
+    judge_guest(crate::guest::folder(named.as_deref()))
+}
+
+fn judge_guest(folder: Result<PathBuf>) -> Finding {
+    let found = folder.and_then(|folder| {
         sealpod_sandbox::GuestImage::open(&folder)?;
         Ok(folder)
     });
@@ -76,5 +84,25 @@ fn guest() -> Finding {
             detail: error.message(),
             advice: Some("build one: `sealpod guest build`".into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn a_guest_that_is_missing_or_not_whole_is_said_with_how_to_build_one() {
+        let empty = tempfile::tempdir().unwrap();
+        let folder = empty.path().display().to_string();
+        for (found, word) in [
+            (Err(Error::new("there is no guest")), "there is no guest"),
+            (Ok(empty.path().to_owned()), folder.as_str()),
+        ] {
+            let finding = judge_guest(found);
+            assert!(!finding.ok && finding.detail.contains(word), "{}", finding.detail);
+            assert!(finding.advice.is_some_and(|advice| advice.contains("sealpod guest build")));
+        }
     }
 }

@@ -2,10 +2,16 @@
 
 use std::process::ExitCode;
 
+use sealpod_agent_protocol::CallError;
+
+use crate::output;
+
 /// The exit code of a command that failed, beside those of clap (2, a usage error) and those of
 /// `run` and `exec` (the container's own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
+    /// Nobody reads our output any more, which is no failure (as with `sealpod … | head`).
+    OutputClosed = 0,
     /// The command could not do what it was asked.
     Failed = 1,
     /// `run` and `exec`: the pod could not be started or reached, as with `podman run`.
@@ -31,6 +37,14 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(crate) fn new(message: impl std::fmt::Display) -> Self {
         Self { cause: anyhow::anyhow!("{message}"), hint: None, exit: Exit::Failed }
+    }
+
+    /// What writing to our own standard output failed with. Other pipes' ends are failures like any other.
+    pub(crate) fn of_output(error: std::io::Error) -> Self {
+        let closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+        let exit = if closed { Exit::OutputClosed } else { Exit::Failed };
+        let cause = anyhow::Error::new(error).context("cannot write to standard output");
+        Self { cause, hint: None, exit }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -67,19 +81,20 @@ impl Error {
 
     /// Prints the failure to standard error.
     pub(crate) fn report(&self) {
-        eprintln!("error: {}", self.message());
+        output::note(format!("error: {}", self.message()));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            output::note(format!("hint: {hint}"));
         }
     }
 
-    /// Whether the reader of our output went away, which is no failure (as with `sealpod … | head`).
-    pub(crate) fn is_broken_pipe(&self) -> bool {
-        self.cause.chain().any(|cause| {
-            cause
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-        })
+    /// Whether the reader of our output went away.
+    pub(crate) fn is_output_closed(&self) -> bool {
+        self.exit == Exit::OutputClosed
+    }
+
+    /// The failure of a call of a guest's agent that this one comes from, if any.
+    pub(crate) fn call(&self) -> Option<&CallError> {
+        self.cause.downcast_ref()
     }
 }
 
@@ -107,5 +122,26 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
 
     fn hint(self, hint: impl Into<String>) -> Result<T> {
         self.map_err(|error| error.into().hint(hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn only_our_own_output_may_be_closed_without_a_failure() {
+        let broken = || std::io::Error::from(ErrorKind::BrokenPipe);
+        assert!(Error::of_output(broken()).is_output_closed());
+        assert!(!Error::from(broken()).is_output_closed(), "of a connection, say");
+        let call: Result<(), _> = Err(broken());
+        let error = call.context("cannot reach the key broker").unwrap_err().of_pod();
+        assert!(!error.is_output_closed());
+        assert_eq!(error.exit, Exit::Pod);
+        let full = Error::of_output(ErrorKind::StorageFull.into());
+        assert_eq!(full.exit, Exit::Failed);
+        assert!(full.message().starts_with("cannot write to standard output: "), "{}", full.message());
     }
 }

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use sealpod_agent_protocol::{ExecProcess, ProcessRef, Request};
+use sealpod_agent_protocol::{Client, ExecProcess, ProcessRef, Request};
 
-use crate::error::{Error, Result};
-use crate::pod::streams::{Attachment, attend};
-use crate::pod::{CONTAINER, agent_error, control};
+use crate::error::{Context, Error, Result};
+use crate::pod::signals::Signals;
+use crate::pod::streams::{Attachment, Outcome, attach};
+use crate::pod::{ANSWER_LIMIT, CONTAINER, agent_error, control};
 use crate::run::environment;
 
 /// Execute a command in a running pod, if the owner's policy allows it
@@ -46,7 +47,20 @@ pub(crate) async fn run(args: ExecArgs) -> Result<ExitCode> {
 }
 
 async fn execute(args: ExecArgs) -> Result<ExitCode> {
-    let agent = control::connect(&args.pod).await?;
+    let mut signals = Signals::watch()?;
+    let agent = tokio::select! {
+        agent = control::connect(&args.pod) => agent?,
+        interrupted = signals.end() => return Err(interrupted).context("the command did not start"),
+    };
+    let outcome = tokio::select! {
+        biased;
+        outcome = run_process(args, &agent, &mut signals) => outcome?,
+        silent = agent.silent(ANSWER_LIMIT) => return Err(agent_error(silent)),
+    };
+    Ok(ExitCode::from(outcome.exit.code))
+}
+
+async fn run_process(args: ExecArgs, agent: &Client, signals: &mut Signals) -> Result<Outcome> {
     let exec = format!("exec-{:08x}", std::process::id());
     let process = ProcessRef { container: CONTAINER.into(), exec: Some(exec.clone()) };
     let request = ExecProcess {
@@ -59,8 +73,11 @@ async fn execute(args: ExecArgs) -> Result<ExitCode> {
         terminal: args.tty,
         stdin: args.interactive,
     };
-    agent.call(Request::ExecProcess(Box::new(request))).await.map_err(agent_error)?;
+    tokio::select! {
+        created = agent.call(Request::ExecProcess(Box::new(request))) => drop(created.map_err(agent_error)?),
+        interrupted = signals.end() => return Err(interrupted).context("the command did not start"),
+    }
+    // It runs already: signals that come while streams open are passed on to it afterwards.
     let attachment = Attachment { stdin: args.interactive, terminal: args.tty };
-    let outcome = attend(&agent, &process, attachment, async { Ok(()) }).await?;
-    Ok(ExitCode::from(outcome.exit.code))
+    attach(agent, &process, attachment).await?.finish(signals).await
 }

@@ -1,7 +1,7 @@
 //! `sealpod image`: make, encrypt, sign, push and look at images.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -205,21 +205,37 @@ async fn sign(registry: &RegistryArgs, key: &Path, identity: Option<String>, ima
     output::line(format!("signed {digest} as {identity}"))
 }
 
+/// Makes both files or none, and replaces none that is there.
 fn keygen(output: &Path) -> Result<()> {
     let private = SigningKey::generate()?;
     let public = SigningKey::from_pem(private.as_bytes())?.public_pem()?;
-    for (ending, mode, text) in [("key", 0o600, private), ("pub", 0o644, public)] {
+    let [key_file, public_file] = [".key", ".pub"].map(|ending| {
         let mut path = output.as_os_str().to_owned();
-        path.push(format!(".{ending}"));
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .context(format!("cannot make {}", Path::new(&path).display()))?;
-        file.write_all(text.as_bytes())?;
-    }
-    Ok(())
+        path.push(ending);
+        PathBuf::from(path)
+    });
+    write_new(&key_file, 0o600, private.as_bytes())?;
+    write_new(&public_file, 0o644, public.as_bytes()).inspect_err(|_| {
+        // Made a moment ago, and good for nothing alone.
+        let _ = std::fs::remove_file(&key_file);
+    })
+}
+
+fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
+    let cannot = || format!("cannot make {}", path.display());
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| {
+            match error.kind() {
+                ErrorKind::AlreadyExists => Error::new(format!("{} is there already", path.display()))
+                    .hint("no key is replaced: choose another --output, or move that file away"),
+                _ => anyhow::Error::new(error).context(cannot()).into(),
+            }
+        })?;
+    let written = file.write_all(content).context(cannot());
+    written.inspect_err(|_| {
+        // What is cut short is no key.
+        let _ = std::fs::remove_file(path);
+    })
 }
 
 async fn inspect(registry: &RegistryArgs, image: &str, json: bool) -> Result<()> {
@@ -290,4 +306,28 @@ impl RegistryArgs {
 
 fn parse(image: &str) -> Result<Reference> {
     Reference::parse(image).context(format!("{image:?} names no image"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_pair_is_made_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        keygen(&path("fresh")).unwrap();
+        SigningKey::from_pem(&std::fs::read(path("fresh.key")).unwrap()).unwrap();
+        for (name, ending) in [("first", "pub"), ("second", "key")] {
+            let taken = path(&format!("{name}.{ending}"));
+            std::fs::write(&taken, "precious").unwrap();
+            let message = keygen(&path(name)).unwrap_err().message();
+            assert!(message.contains(&taken.display().to_string()), "{message}");
+            assert_eq!(std::fs::read(&taken).unwrap(), b"precious");
+        }
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["first.pub", "fresh.key", "fresh.pub", "second.key"]);
+    }
 }

@@ -41,9 +41,19 @@ enum InitDataCommand {
     },
 }
 
-/// Where a pod's init data comes from: a file, or the parts it is made of.
+/// The parts that a pod's init data is made of.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Source {
+    #[command(flatten)]
+    pub(crate) owner: Owner,
+    /// What the host may ask of the guest (Rego); without it nothing beyond running the image as it is
+    #[arg(long, value_name = "FILE", requires = "kbs")]
+    pub(crate) agent_policy: Option<PathBuf>,
+}
+
+/// What is the same for all pods of an owner: the key broker, and how images are pulled.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Owner {
     /// The owner's key broker, as the guest reaches it
     #[arg(long, value_name = "URL")]
     pub(crate) kbs: Option<String>,
@@ -53,9 +63,6 @@ pub(crate) struct Source {
     /// Which images may run: kbs:///repository/type/tag, or a policy.json file
     #[arg(long, value_name = "URI|FILE", requires = "kbs")]
     pub(crate) image_policy: Option<String>,
-    /// What the host may ask of the guest (Rego); without it nothing beyond running the image as it is
-    #[arg(long, value_name = "FILE", requires = "kbs")]
-    pub(crate) agent_policy: Option<PathBuf>,
     /// A registry that is reached by plain HTTP
     #[arg(long, value_name = "HOST:PORT", requires = "kbs")]
     pub(crate) plain_http: Vec<String>,
@@ -146,8 +153,16 @@ pub(crate) fn digest(raw: &str) -> Result<String> {
 }
 
 impl Source {
-    /// The same options always give the same bytes, so that a digest can be registered beforehand.
+    /// The init data (TOML), if there is a key broker to name.
     pub(crate) fn create(&self) -> Result<Option<String>> {
+        self.owner.init_data(self.agent_policy.as_ref().map(read_agent_policy).transpose()?)
+    }
+}
+
+impl Owner {
+    /// The init data (TOML) with this policy (Rego). The same options always give the same bytes, so that a digest can
+    /// be registered beforehand.
+    pub(crate) fn init_data(&self, agent_policy: Option<String>) -> Result<Option<String>> {
         let Some(url) = &self.kbs else { return Ok(None) };
         if !url.starts_with("https://") && !url.starts_with("http://") {
             return Err(Error::new(format!("{url:?} is no address of a key broker"))
@@ -178,7 +193,7 @@ impl Source {
             data: Data {
                 attestation_agent: toml::to_string(&attestation_agent)?,
                 data_hub: toml::to_string(&data_hub)?,
-                agent_policy: self.agent_policy.as_ref().map(read_agent_policy).transpose()?,
+                agent_policy,
             },
         };
         // One line end, as `create` prints it: the digest covers every byte.
@@ -207,13 +222,17 @@ fn read_image_policy(path: &PathBuf) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn source() -> Source {
-        Source {
+    fn owner() -> Owner {
+        Owner {
             kbs: Some("https://10.0.2.2:8443".into()),
             image_policy: Some("kbs:///default/image-policy/web".into()),
             plain_http: vec!["10.0.2.2:5000".into()],
-            ..Source::default()
+            ..Owner::default()
         }
+    }
+
+    fn source() -> Source {
+        Source { owner: owner(), agent_policy: None }
     }
 
     #[test]
@@ -227,7 +246,7 @@ mod tests {
         let parsed = sealpod_evidence::init_data::InitData::parse(&raw).unwrap();
         assert!(parsed.data["aa.toml"].contains("https://10.0.2.2:8443"));
         assert!(parsed.data["cdh.toml"].contains("kbs:///default/image-policy/web"));
-        let other = Source { plain_http: vec![], ..source() }.create().unwrap().unwrap();
+        let other = Owner { plain_http: vec![], ..owner() }.init_data(None).unwrap().unwrap();
         assert_ne!(digest(&raw).unwrap(), digest(&other).unwrap());
     }
 

@@ -8,8 +8,10 @@ mod guest;
 mod image;
 mod init_data;
 mod kbs;
+mod node;
 mod output;
 mod pod;
+mod policy;
 mod ps;
 mod run;
 
@@ -25,7 +27,7 @@ use error::Result;
 #[command(version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Start here:
   sealpod doctor      is this machine ready?
-  sealpod demo        the whole story in two minutes
+  sealpod demo        the whole story in about a minute
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 130 interrupted; run and exec: the container's own.")]
 struct Arguments {
@@ -44,7 +46,9 @@ enum Command {
     Image(image::ImageArgs),
     Kbs(kbs::KbsArgs),
     InitData(init_data::InitDataArgs),
+    Policy(policy::PolicyArgs),
     Guest(guest::GuestArgs),
+    Node(Box<node::NodeArgs>),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     /// Print a completion script for a shell
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
-        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) if error.is_output_closed() => ExitCode::SUCCESS,
         Err(error) => {
             error.report();
             error.exit_code()
@@ -88,10 +92,13 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Image(args) => image::run(args).await.map(done),
         Command::Kbs(args) => kbs::run(args).await.map(done),
         Command::InitData(args) => init_data::run(args).map(done),
+        Command::Policy(args) => policy::run(args),
         Command::Guest(args) => guest::run(args).await.map(done),
+        Command::Node(args) => node::run(*args).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "sealpod", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "sealpod", &mut script);
+            output::raw(&script).map(done)
         }
     }
 }
@@ -105,6 +112,8 @@ fn log_to_stderr(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        // It would say so on standard error, and panic where that is closed.
+        .log_internal_errors(false)
         .without_time()
         .init();
 }

@@ -6,13 +6,22 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Prints a line to standard output; a reader that went away is an error that `main` takes for success.
 pub(crate) fn line(text: impl AsRef<str>) -> Result<()> {
+    raw(format!("{}\n", text.as_ref()).as_bytes())
+}
+
+/// The same of bytes as they are.
+pub(crate) fn raw(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", text.as_ref())?;
-    Ok(())
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Error::of_output)
+}
+
+/// Says something on standard error, whether or not anybody hears it.
+pub(crate) fn note(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
 }
 
 /// Prints a value as indented JSON.

@@ -14,13 +14,13 @@ use sealpod_evidence::init_data::InitData;
 use sealpod_image::reference::Reference;
 use sealpod_sandbox::{Accelerator, GuestImage, Network, PortForward, Sandbox, SandboxConfig, Tpm};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Result};
 use crate::init_data;
-use crate::output::Progress;
-use crate::pod::streams::{Attachment, attend};
-use crate::pod::{CONTAINER, agent_error, control, data_folder};
+use crate::output::{self, Progress};
+use crate::pod::signals::Signals;
+use crate::pod::streams::{Attached, Attachment, Outcome, attach};
+use crate::pod::{ANSWER_LIMIT, CONTAINER, agent_error, control, data_folder};
 
 /// Run an image in a new measured VM; streams, signals and exit status are the container's
 #[derive(Debug, Args)]
@@ -91,6 +91,9 @@ pub(crate) struct RunArgs {
     /// The authority that certifies emulated TPMs
     #[arg(long, value_name = "FOLDER", env = "SEALPOD_TPM_AUTHORITY")]
     tpm_authority: Option<PathBuf>,
+    /// How long the running guest may leave a question without an answer [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..))]
+    answer_limit: Option<u16>,
     /// Write what happened and how long it took as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -131,97 +134,146 @@ pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
     outcome
 }
 
-/// A pod whose container is about to start.
-struct Prepared {
-    sandbox: Sandbox,
-    _control: control::Control,
+/// What a pod is made of, read and checked before anything boots.
+struct Plan {
+    name: String,
+    guest: GuestImage,
+    init_data: Option<String>,
+    container: CreateContainer,
+}
+
+/// A container that runs, with the user's streams.
+struct Started {
+    attached: Attached,
+    control: control::Control,
+    /// When its start was asked for.
+    asked: Instant,
 }
 
 async fn run_pod(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
-    let prepared = tokio::select! {
-        prepared = prepare(args, report) => prepared,
-        interrupted = interruption() => Err(interrupted?),
+    let mut signals = Signals::watch()?;
+    let plan = plan(args)?;
+    report.name.clone_from(&plan.name);
+    let mut sandbox = tokio::select! {
+        sandbox = start_sandbox(args, plan.guest.clone(), report) => sandbox?,
+        interrupted = signals.end() => return Err(interrupted).context("the container did not start"),
     };
-    let Prepared { mut sandbox, _control } = prepared?;
     let agent = sandbox.agent().clone();
-    let process = ProcessRef { container: CONTAINER.into(), exec: None };
-    let attachment = Attachment { stdin: args.interactive, terminal: args.tty };
-    let created = Instant::now();
-    let start = async {
-        ask(&agent, Request::StartContainer(ContainerRef { container: CONTAINER.into() }), report)
-            .await
-            .map(drop)
+    let (interfaces, dns) = sandbox.pod_network();
+    let start_pod = StartPod {
+        hostname: plan.name.clone(),
+        init_data: plan.init_data.clone(),
+        interfaces,
+        dns,
+        hosts: args.add_host.clone(),
+        ..StartPod::default()
     };
-    let outcome = tokio::select! {
-        outcome = attend(&agent, &process, attachment, start) => outcome,
-        reason = sandbox.exited() => Err(Error::new(format!("the VM ended: {reason}"))),
-    };
-    sandbox.stop().await;
-    let outcome = outcome?;
-    if let Some(first) = outcome.first_output {
-        report.stages_ms.insert("start", milliseconds(first - created));
-    }
-    report.exit_code = Some(outcome.exit.code);
+    // Whatever fails here drops the sandbox, which ends it at once.
+    let life = live(args, plan, start_pod, &agent, &mut signals, report);
+    let (outcome, control) = while_alive(&mut sandbox, life).await?;
     if outcome.exit.out_of_memory {
-        eprintln!("note: the kernel ended the container for want of memory; --memory gives it more");
+        output::note("note: the kernel ended the container for want of memory; --memory gives it more");
     }
+    tokio::select! {
+        () = sandbox.stop() => {}
+        // Who asks again does not want to wait.
+        _ = signals.end() => {}
+    }
+    drop(control);
     Ok(ExitCode::from(outcome.exit.code))
 }
 
-/// From nothing to a container that only needs to be started.
-async fn prepare(args: &RunArgs, report: &mut Report) -> Result<Prepared> {
+/// Does a part of a pod's life, for as long as the pod lives.
+async fn while_alive<T>(sandbox: &mut Sandbox, part: impl Future<Output = Result<T>>) -> Result<T> {
+    /// More than the sandbox takes to find out.
+    const AUTOPSY: Duration = Duration::from_secs(5);
+    tokio::select! {
+        biased;
+        outcome = part => match outcome {
+            // That the connection broke says less than why.
+            Err(error) if matches!(error.call(), Some(CallError::Lost { .. })) => {
+                let failure = tokio::time::timeout(AUTOPSY, sandbox.failed()).await;
+                Err(failure.map_or(error, Error::from))
+            }
+            outcome => outcome,
+        },
+        failure = sandbox.failed() => Err(failure.into()),
+    }
+}
+
+/// A pod's life from its agent's first answer to its container's end.
+async fn live(
+    args: &RunArgs,
+    plan: Plan,
+    start_pod: StartPod,
+    agent: &Client,
+    signals: &mut Signals,
+    report: &mut Report,
+) -> Result<(Outcome, control::Control)> {
+    let started = tokio::select! {
+        started = start_container(args, plan, start_pod, agent, report) => started?,
+        interrupted = signals.end() => return Err(interrupted).context("the container did not start"),
+    };
+    let outcome = started.attached.finish(signals).await?;
+    if let Some(first) = outcome.first_output {
+        report.stages_ms.insert("start", milliseconds(first - started.asked));
+    }
+    report.exit_code = Some(outcome.exit.code);
+    Ok((outcome, started.control))
+}
+
+fn plan(args: &RunArgs) -> Result<Plan> {
     Reference::parse(&args.image).context(format!("{:?}", args.image))?;
     let init_data = match &args.init_data {
         Some(path) => Some(read_init_data(path)?),
         None => args.parts.create()?,
     };
     let container = create_request(args)?;
-    let guest = crate::guest::folder(args.guest.as_deref())?;
-    let guest = GuestImage::open(&guest)?;
+    let guest = GuestImage::open(crate::guest::folder(args.guest.as_deref())?)?;
     let name = args.name.clone().map_or_else(random_name, Ok)?;
     control::check_free(&name)?;
-    report.name.clone_from(&name);
+    Ok(Plan { name, guest, init_data, container })
+}
 
-    let progress = Progress::start("booting the VM");
-    let sandbox = start_sandbox(args, guest, &progress).await?;
-    let timings = sandbox.timings();
-    report.stages_ms.insert("boot", milliseconds(timings.first_byte));
-    report.stages_ms.insert("agent", milliseconds(timings.ready.saturating_sub(timings.first_byte)));
-    report.ports = sandbox.ports().iter().map(|port| (port.guest, port.host)).collect();
-
-    let agent = sandbox.agent().clone();
-    let (interfaces, dns) = sandbox.pod_network();
-    let start_pod = StartPod {
-        hostname: name.clone(),
-        init_data,
-        interfaces,
-        dns,
-        hosts: args.add_host.clone(),
-        ..StartPod::default()
-    };
-    ask(&agent, Request::StartPod(start_pod), report).await?;
+async fn start_container(
+    args: &RunArgs,
+    plan: Plan,
+    start_pod: StartPod,
+    agent: &Client,
+    report: &mut Report,
+) -> Result<Started> {
+    let progress = Progress::start("starting the pod");
+    ask(agent, Request::StartPod(start_pod), report).await?;
 
     progress.say("attesting to the key broker");
     let began = Instant::now();
-    ask(&agent, Request::Attest, report).await?;
+    ask(agent, Request::Attest, report).await?;
     report.stages_ms.insert("attest", milliseconds(began.elapsed()));
 
     progress.say("pulling the image in the guest");
     let began = Instant::now();
     let pull = PullImage { image: args.image.clone() };
-    match ask(&agent, Request::PullImage(pull), report).await? {
+    match ask(agent, Request::PullImage(pull), report).await? {
         Reply::Image(image) => report.image = Some(image),
         other => return Err(Error::new(format!("the agent answered a pull with {other:?}"))),
     }
     report.stages_ms.insert("image", milliseconds(began.elapsed()));
 
     progress.say("preparing the container");
-    ask(&agent, Request::CreateContainer(Box::new(container)), report).await?;
-    let control = control::Control::open(&name, &args.image, agent)?;
-    Ok(Prepared { sandbox, _control: control })
+    ask(agent, Request::CreateContainer(Box::new(plan.container)), report).await?;
+    let control = control::Control::open(&plan.name, &args.image, agent.clone())?;
+    drop(progress);
+
+    let asked = Instant::now();
+    let process = ProcessRef { container: CONTAINER.into(), exec: None };
+    let attachment = Attachment { stdin: args.interactive, terminal: args.tty };
+    let attached = attach(agent, &process, attachment).await?;
+    ask(agent, Request::StartContainer(ContainerRef { container: CONTAINER.into() }), report).await?;
+    Ok(Started { attached, control, asked })
 }
 
-async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -> Result<Sandbox> {
+async fn start_sandbox(args: &RunArgs, guest: GuestImage, report: &mut Report) -> Result<Sandbox> {
+    let progress = Progress::start("booting the VM");
     let authority = args.tpm_authority.clone().unwrap_or_else(|| data_folder().join("tpm-authority"));
     let config = SandboxConfig {
         memory_mib: args.memory,
@@ -230,10 +282,16 @@ async fn start_sandbox(args: &RunArgs, guest: GuestImage, progress: &Progress) -
         accelerator: args.accelerator,
         tpm: Tpm::Emulated { authority },
         network: Network::User { ports: args.ports.clone() },
+        answer_limit: args.answer_limit.map_or(ANSWER_LIMIT, |seconds| Duration::from_secs(seconds.into())),
         ..SandboxConfig::new(guest)
     };
-    progress.say("booting the VM");
-    Ok(Sandbox::start(config).await?)
+    let sandbox = Sandbox::start(config).await?;
+    drop(progress);
+    let timings = sandbox.timings();
+    report.stages_ms.insert("boot", milliseconds(timings.first_byte));
+    report.stages_ms.insert("agent", milliseconds(timings.ready.saturating_sub(timings.first_byte)));
+    report.ports = sandbox.ports().iter().map(|port| (port.guest, port.host)).collect();
+    Ok(sandbox)
 }
 
 /// A call of the agent's whose refusal goes into the report.
@@ -291,17 +349,6 @@ pub(crate) fn environment(words: &[String]) -> Result<BTreeMap<String, String>> 
     Ok(variables)
 }
 
-/// Waits for a signal that ends a pod which has not started yet.
-async fn interruption() -> Result<Error> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(Error::new("interrupted before the container started").exit(Exit::Interrupted))
-}
-
 fn random_name() -> Result<String> {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new("this machine gives no random numbers"))?;
@@ -343,7 +390,14 @@ fn milliseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use sealpod_agent_protocol::{ByteStream, Handler, serve};
+    use tokio::sync::Notify;
+
     use super::*;
+    use crate::{Arguments, Command};
 
     #[test]
     fn memory_is_given_in_the_units_that_people_use() {
@@ -371,5 +425,67 @@ mod tests {
         assert!(variables.contains_key("PATH"));
         assert_eq!(variables.len(), 2);
         assert!(environment(&["=x".into()]).is_err());
+    }
+
+    /// A guest that does all that is asked of it, but never gets a container started.
+    struct Stuck {
+        asked: Notify,
+    }
+
+    impl Handler for Stuck {
+        async fn call(&self, request: Request) -> std::result::Result<Reply, Failure> {
+            match request {
+                Request::PullImage(_) => {
+                    Ok(Reply::Image(PulledImage { digest: "sha256:0".into(), bytes: 0 }))
+                }
+                Request::StartContainer(_) => {
+                    self.asked.notify_one();
+                    std::future::pending().await
+                }
+                _ => Ok(Reply::Done),
+            }
+        }
+
+        async fn open(&self, _: &Request) -> std::result::Result<(), Failure> {
+            Ok(())
+        }
+
+        async fn stream(&self, _: Request, _: ByteStream) {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_while_the_container_is_being_started_ends_the_run() {
+        let (host, guest) = tokio::io::duplex(64 << 10);
+        let stuck = Arc::new(Stuck { asked: Notify::new() });
+        tokio::spawn(serve(guest, stuck.clone()));
+        let agent = Client::connect(host).await.unwrap();
+        let words = ["sealpod", "run", "registry.example/web:1"];
+        let Command::Run(args) = Arguments::parse_from(words).command else { panic!("no run") };
+        let name = random_name().unwrap();
+        let guest = GuestImage {
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            firmware: PathBuf::new(),
+            firmware_variables: PathBuf::new(),
+            cmdline: String::new(),
+            low_memory_mib: 0,
+            machine: String::new(),
+        };
+        let plan =
+            Plan { name: name.clone(), guest, init_data: None, container: create_request(&args).unwrap() };
+        let mut report = Report::default();
+        let mut signals = Signals::watch().unwrap();
+        let life = live(&args, plan, StartPod::default(), &agent, &mut signals, &mut report);
+        let terminate = async {
+            stuck.asked.notified().await;
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(life, terminate).0 });
+        let error = ended.await.expect("the signal was lost").err().unwrap();
+        assert_eq!(error.message(), "the container did not start: terminated");
+        assert_eq!(error.exit_code(), ExitCode::from(130));
+        control::check_free(&name).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: the programs under test, an owner with a registry and a key broker, and pods.
 
+pub mod node;
 mod owner;
 mod pod;
 mod service;
@@ -7,7 +8,8 @@ mod service;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub use owner::{ImageOptions, InitData, LOOPBACK_IN_GUEST, Owner};
+pub use node::Node;
+pub use owner::{ImageOptions, InitData, LOOPBACK_IN_GUEST, Owner, busybox};
 pub use pod::{Exited, Pod};
 pub use service::Service;
 

@@ -1,7 +1,7 @@
 //! An owner with everything that is theirs: a registry, a key broker, keys, images, init data.
 
 use std::ffi::OsStr;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,6 +17,8 @@ use crate::{guest, program, sealpod};
 pub const LOOPBACK_IN_GUEST: &str = "10.0.2.2";
 /// The path of the key under which images are encrypted.
 const IMAGE_KEY: &str = "default/key/image";
+/// What images may run, unless something else is said.
+const IMAGE_POLICY: &str = "default/image-policy/tests";
 
 /// The owner.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Owner {
     _broker: Service,
     registry: SocketAddr,
     broker: SocketAddr,
+    /// How a guest calls this machine.
+    in_guest: String,
     /// Digests of init data that the broker knows.
     init_data: Mutex<Vec<String>>,
     folder: TempDir,
@@ -53,6 +57,8 @@ impl Default for ImageOptions<'_> {
 pub struct InitData<'a> {
     /// The agent's policy (Rego), if any.
     pub agent_policy: Option<&'a str>,
+    /// The image policy's path in the key broker.
+    pub image_policy: &'a str,
     /// The key broker's address in the guest, if not the owner's own.
     pub key_broker: Option<&'a str>,
     /// Whether the key broker learns its digest.
@@ -61,27 +67,33 @@ pub struct InitData<'a> {
 
 impl Default for InitData<'_> {
     fn default() -> Self {
-        Self { agent_policy: None, key_broker: None, registered: true }
+        Self { agent_policy: None, image_policy: IMAGE_POLICY, key_broker: None, registered: true }
     }
 }
 
 impl Owner {
-    /// Starts registry and broker, makes keys and policies, and registers the guest's measurements.
+    /// Starts registry and broker on loopback, makes keys and policies, and registers the guest's measurements.
     ///
     /// # Panics
     ///
     /// Where anything of it fails, as everywhere here.
     pub fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), LOOPBACK_IN_GUEST)
+    }
+
+    /// The same on another address of this machine, which guests call by a name of theirs.
+    pub fn start_at(address: IpAddr, in_guest: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let path = folder.path();
         std::fs::create_dir_all(path.join("tmp")).expect("a folder");
-        let (registry_service, registry) = start_registry(path);
-        let (broker_service, broker) = start_broker(path);
+        let (registry_service, registry) = start_registry(path, address);
+        let (broker_service, broker) = start_broker(path, address, in_guest);
         let owner = Self {
             _registry: registry_service,
             _broker: broker_service,
             registry,
             broker,
+            in_guest: in_guest.to_owned(),
             init_data: Mutex::default(),
             folder,
         };
@@ -136,7 +148,17 @@ impl Owner {
 
     /// An image's name in a guest.
     pub fn in_guest(&self, repository: &str) -> String {
-        format!("{LOOPBACK_IN_GUEST}:{}/{repository}:1", self.registry.port())
+        format!("{}/{repository}:1", self.registry_in_guest())
+    }
+
+    /// The registry's name in a guest.
+    pub fn registry_in_guest(&self) -> String {
+        format!("{}:{}", self.in_guest, self.registry.port())
+    }
+
+    /// What the registry's log has: a line for each request.
+    pub fn registry_log(&self) -> String {
+        std::fs::read_to_string(self.path("registry.log")).expect("the registry has a log")
     }
 
     /// Measured values that the broker accepts.
@@ -148,12 +170,13 @@ impl Owner {
     /// A root folder with busybox, users and groups.
     pub fn root(&self, name: &str) -> PathBuf {
         let root = self.path(&format!("roots/{name}"));
+        if root.exists() {
+            std::fs::remove_dir_all(&root).expect("an earlier one can be removed");
+        }
         for folder in ["bin", "etc", "home/app", "root", "tmp", "work"] {
             std::fs::create_dir_all(root.join(folder)).expect("a folder");
         }
-        let cache = crate::repository().join("target/test-packages");
-        let busybox = sealpod_guest_image::debian::file("busybox-static", "bin/busybox", &cache)
-            .expect("busybox comes from Debian");
+        let busybox = busybox();
         std::fs::copy(&busybox, root.join("bin/busybox")).expect("busybox can be copied");
         let applets = Command::new(&busybox).arg("--list").output().expect("busybox runs here").stdout;
         for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
@@ -202,23 +225,42 @@ impl Owner {
 
     /// Makes init data.
     pub fn init_data(&self, parts: &InitData<'_>) -> String {
+        // One at a time: the files have fixed names.
+        let mut known = self.init_data.lock().expect("no test panicked here");
         let policy = self.path("agent-policy.rego");
-        let kbs = format!("https://{LOOPBACK_IN_GUEST}:{}", self.broker.port());
+        let kbs = format!("https://{}:{}", self.in_guest, self.broker.port());
         let mut create = self.command();
         create
             .args(["init-data", "create", "--kbs", parts.key_broker.unwrap_or(&kbs)])
             .args(["--kbs-certificate", &self.word("kbs/tls.crt")])
-            .args(["--image-policy", "kbs:///default/image-policy/tests"])
-            .args(["--plain-http", &format!("{LOOPBACK_IN_GUEST}:{}", self.registry.port())]);
+            .args(["--image-policy", &format!("kbs:///{}", parts.image_policy)])
+            .args(["--plain-http", &self.registry_in_guest()]);
         if let Some(rego) = parts.agent_policy {
             std::fs::write(&policy, rego).expect("a file");
             create.arg("--agent-policy").arg(&policy);
         }
         let init_data = run(create);
         if parts.registered {
-            self.register(&init_data);
+            self.register(&mut known, &init_data);
         }
         init_data
+    }
+
+    /// `sealpod policy generate`: the manifest with its annotation, and the init data's digest, which the broker learns.
+    pub fn generate_policy(&self, manifest: &Path, options: &[&str]) -> (String, String) {
+        let mut known = self.init_data.lock().expect("no test panicked here");
+        let annotated = self.path("annotated.yaml");
+        let kbs = format!("https://{}:{}", self.in_guest, self.broker.port());
+        let mut generate = self.command();
+        generate.args(["policy", "generate", "--json", "--kbs", &kbs]).args(options);
+        generate.args(["--kbs-certificate", &self.word("kbs/tls.crt")]);
+        generate.args(["--image-policy", &format!("kbs:///{IMAGE_POLICY}")]);
+        generate.args(["--plain-http", &self.registry_in_guest()]);
+        generate.arg("--output").arg(&annotated).arg(manifest);
+        let summary: Value = serde_json::from_str(&run(generate)).expect("the summary is JSON");
+        let digest = summary[0]["init_data_digest"].as_str().expect("each pod has a digest").to_owned();
+        self.learn(&mut known, digest.clone());
+        (std::fs::read_to_string(annotated).expect("the manifest was written"), digest)
     }
 
     /// What the broker's log has under a denial's id.
@@ -226,12 +268,15 @@ impl Owner {
         serde_json::from_str(&self.sealpod(["kbs", "why", denial, "--json"])).expect("the answer is JSON")
     }
 
-    fn register(&self, init_data: &str) {
+    fn register(&self, known: &mut Vec<String>, init_data: &str) {
         let file = self.path("digest-of.toml");
         std::fs::write(&file, init_data).expect("a file");
         let digest = self.sealpod(["init-data", "digest", &self.word("digest-of.toml")]);
-        let mut known = self.init_data.lock().expect("no test panicked here");
-        known.push(digest.trim().to_owned());
+        self.learn(known, digest.trim().to_owned());
+    }
+
+    fn learn(&self, known: &mut Vec<String>, digest: String) {
+        known.push(digest);
         let words = ["kbs", "reference-value", "set", "init_data"].map(str::to_owned);
         self.sealpod(words.iter().chain(known.iter()));
     }
@@ -249,14 +294,25 @@ impl Owner {
         set("default/key/signing", "signing.pub", public.as_bytes());
         let policy = json!({
             "default": [{ "type": "reject" }],
-            "transports": { "docker": { format!("{LOOPBACK_IN_GUEST}:{}", self.registry.port()): [{
+            "transports": { "docker": { self.registry_in_guest(): [{
                 "type": "sigstoreSigned",
                 "keyPath": "kbs:///default/key/signing",
                 "signedIdentity": { "type": "matchRepository" },
             }] } },
         });
-        set("default/image-policy/tests", "image-policy.json", policy.to_string().as_bytes());
+        set(IMAGE_POLICY, "image-policy.json", policy.to_string().as_bytes());
     }
+}
+
+/// The program that images of the tests are made of; fetched where it is not there yet.
+///
+/// # Panics
+///
+/// Where that fails.
+pub fn busybox() -> PathBuf {
+    let cache = crate::repository().join("target/test-packages");
+    sealpod_guest_image::debian::file("busybox-static", "bin/busybox", &cache)
+        .expect("busybox comes from Debian")
 }
 
 fn run(mut command: Command) -> String {
@@ -266,8 +322,8 @@ fn run(mut command: Command) -> String {
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
-fn start_registry(folder: &Path) -> (Service, SocketAddr) {
-    let free = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+fn start_registry(folder: &Path, address: IpAddr) -> (Service, SocketAddr) {
+    let free = TcpListener::bind((address, 0)).expect("a free port");
     let address = free.local_addr().expect("an address");
     drop(free);
     let configuration = folder.join("registry.yml");
@@ -275,7 +331,7 @@ fn start_registry(folder: &Path) -> (Service, SocketAddr) {
     std::fs::write(
         &configuration,
         format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{address}'}}\n",
+            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '{address}'}}\n",
             storage.display()
         ),
     )
@@ -287,12 +343,13 @@ fn start_registry(folder: &Path) -> (Service, SocketAddr) {
     (service, address)
 }
 
-fn start_broker(folder: &Path) -> (Service, SocketAddr) {
+fn start_broker(folder: &Path, address: IpAddr, in_guest: &str) -> (Service, SocketAddr) {
     let roots = sealpod_sandbox::tpm_authority::create(&folder.join("tpm-authority"))
         .expect("an authority for emulated TPMs");
     let kbs = folder.join("kbs");
     let mut init = Command::new(program("sealpod-kbs"));
-    init.args(["init", "--host", LOOPBACK_IN_GUEST, "--host", "127.0.0.1", "--listen", "127.0.0.1:0"]);
+    let (host, listen) = (address.to_string(), SocketAddr::new(address, 0).to_string());
+    init.args(["init", "--host", in_guest, "--host", &host, "--listen", &listen]);
     init.arg("--dir").arg(&kbs);
     for root in &roots {
         init.arg("--tpm-ek-root").arg(root);

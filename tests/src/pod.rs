@@ -41,13 +41,16 @@ impl Pod {
         let sandbox = Sandbox::start(SandboxConfig { tpm, ..SandboxConfig::new(guest) });
         let sandbox = sandbox.await.unwrap_or_else(|error| panic!("{error}"));
         let (interfaces, dns) = sandbox.pod_network();
-        let hosts = vec![HostEntry { address: "192.0.2.7".into(), names: vec!["database".into()] }];
+        // Without init data there is no policy, and the host leads no name elsewhere.
+        let host = init_data
+            .is_some()
+            .then(|| HostEntry { address: "192.0.2.7".into(), names: vec!["database".into()] });
         let start = StartPod {
             hostname: "pod-under-test".into(),
             init_data,
             interfaces,
             dns,
-            hosts,
+            hosts: host.into_iter().collect(),
             ..StartPod::default()
         };
         let pod = Self { sandbox, containers: AtomicU32::new(0) };

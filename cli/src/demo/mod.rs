@@ -14,10 +14,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::error::{Context, Error, Exit, Result};
+use crate::error::{Context, Error, Result};
 use crate::output::{self, Progress};
+use crate::pod::signals::Signals;
 use owner::Owner;
 use report::{Report, Stages};
 use shell::{PodRun, Shell};
@@ -42,18 +42,24 @@ pub(crate) struct DemoArgs {
 }
 
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
+    let mut signals = Signals::watch()?;
     // Whatever the story started is dropped with it, and ends.
     let report = tokio::select! {
-        report = tell(&args) => report?,
-        _ = interrupt.recv() => return Err(Error::new("interrupted").exit(Exit::Interrupted)),
-        _ = terminate.recv() => return Err(Error::new("terminated").exit(Exit::Interrupted)),
+        report = tell(&args) => report.map_err(half_way)?,
+        interrupted = signals.end() => return Err(interrupted),
     };
     write_report(&args.report, &report)?;
     report.print()?;
     output::line(format!("\nThe same as JSON: {}", args.report.display()))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A story of which the rest is not told has not shown what it is for.
+fn half_way(error: Error) -> Error {
+    if error.is_output_closed() {
+        return Error::new("the demo ended half way: nobody reads what it shows any more");
+    }
+    error
 }
 
 async fn tell(args: &DemoArgs) -> Result<Report> {

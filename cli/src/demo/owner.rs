@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::recorder::{RecordedRequest, Recorder};
-use super::services::{KeyBroker, Registry};
+use super::services::{KeyBroker, Registry, output_of};
 use super::shell::{PodWords, Shell, words};
 use crate::error::{Context, Error, Result};
 use crate::kbs::{AuditEntry, Client};
@@ -273,15 +273,14 @@ impl Owner {
 
 /// A fresh configuration, administrator's key and certificate, by the broker's own command.
 async fn initialise(program: &Path, folder: &Path, ek_roots: &[PathBuf]) -> Result<()> {
-    let mut command = tokio::process::Command::new(program);
+    let mut command = std::process::Command::new(program);
     command.arg("init").arg("--dir").arg(folder).args(["--host", LOOPBACK_IN_GUEST, "--host", "127.0.0.1"]);
     // The demo's front ends TLS; the broker itself answers on loopback.
     command.args(["--listen", "127.0.0.1:0", "--plain-http"]);
     for root in ek_roots {
         command.arg("--tpm-ek-root").arg(root);
     }
-    let output = command
-        .output()
+    let output = output_of(command)
         .await
         .context(format!("cannot run {}", program.display()))
         .hint("`make build` builds it; --kbs-program names another")?;

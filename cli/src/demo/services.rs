@@ -3,10 +3,11 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
@@ -14,11 +15,27 @@ use tokio::time::{Instant, sleep};
 use crate::error::{Context, Error, Result};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long the kernel may take to end what it was told to kill.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A child that is gone once this is dropped: it cannot write any more to a folder that is removed then.
+pub(super) struct Owned(pub(super) Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // It may have ended on its own.
+        let _ = self.0.start_kill();
+        let deadline = std::time::Instant::now() + KILL_LIMIT;
+        while matches!(self.0.try_wait(), Ok(None)) && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
 
 /// A program that ends with the demo, however the demo ends.
 pub(crate) struct Service {
     name: &'static str,
-    child: Child,
+    child: Owned,
     log: PathBuf,
 }
 
@@ -41,11 +58,10 @@ impl Service {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         end_with_parent(&mut command);
         let child = Command::from(command)
-            .kill_on_drop(true)
             .spawn()
             .context(format!("cannot start {name}"))
             .hint("`make setup` installs what is missing")?;
-        Ok(Self { name, child, log })
+        Ok(Self { name, child: Owned(child), log })
     }
 
     /// Waits until `ready` says so, or the program ends.
@@ -55,7 +71,7 @@ impl Service {
             if let Some(value) = ready().await {
                 return Ok(value);
             }
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.child.0.try_wait()? {
                 return Err(self.failed(&format!("ended ({status})")));
             }
             if Instant::now() > deadline {
@@ -73,12 +89,12 @@ impl Service {
     }
 
     async fn stop(mut self) {
-        if let Some(pid) = self.child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
+        if let Some(pid) = self.child.0.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()))
+        {
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
-        if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
-            let _ = self.child.kill().await;
-        }
+        // What does not end in order is killed when it is dropped.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.child.0.wait()).await;
     }
 }
 
@@ -129,6 +145,24 @@ impl KeyBroker {
     pub(crate) async fn stop(self) {
         self.service.stop().await;
     }
+}
+
+/// Runs a program to its end; it ends early if nobody waits for it any more.
+pub(super) async fn output_of(mut command: std::process::Command) -> std::io::Result<Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    end_with_parent(&mut command);
+    let mut child = Owned(Command::from(command).spawn()?);
+    let (stdout, stderr) = (child.0.stdout.take(), child.0.stderr.take());
+    let (stdout, stderr, status) = tokio::try_join!(read(stdout), read(stderr), child.0.wait())?;
+    Ok(Output { status, stdout, stderr })
+}
+
+async fn read(output: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut output) = output {
+        output.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 /// Lets the kernel end a child when this process dies without a word.

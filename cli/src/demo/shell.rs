@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use super::services::end_with_parent;
+use super::services::{end_with_parent, output_of};
 use crate::error::{Context, Error, Result};
 use crate::output;
 
@@ -87,10 +87,7 @@ impl Shell {
 
     /// The same, without showing it.
     pub(crate) async fn quietly(&self, words: &[OsString]) -> Result<String> {
-        let mut command = self.command(words);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output =
-            Command::from(command).kill_on_drop(true).output().await.context("cannot run this program")?;
+        let output = output_of(self.command(words)).await.context("cannot run this program")?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             return Err(Error::new(said.trim().trim_start_matches("error: ")));

@@ -3,7 +3,7 @@
 mod audit;
 mod client;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -146,11 +146,7 @@ pub(crate) async fn run(args: KbsArgs) -> Result<()> {
 async fn resource(client: &Client, command: ResourceCommand) -> Result<()> {
     match command {
         ResourceCommand::Set { path, file } => client.set_resource(&path, input(file)?).await,
-        ResourceCommand::Get { path } => {
-            let secret = client.resource(&path).await?;
-            std::io::stdout().lock().write_all(&secret)?;
-            Ok(())
-        }
+        ResourceCommand::Get { path } => output::raw(&client.resource(&path).await?),
         ResourceCommand::List { json: true } => output::json(&client.resources().await?),
         ResourceCommand::List { json: false } => client.resources().await?.iter().try_for_each(output::line),
         ResourceCommand::Delete { path } => client.delete_resource(&path).await,

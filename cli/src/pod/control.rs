@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
-use super::runtime_folder;
+use super::{ANSWER_LIMIT, runtime_folder};
 use crate::error::{Context, Error, Result};
 
 /// A running pod, as `ps` shows it.
@@ -92,7 +92,9 @@ pub(crate) async fn connect(name: &str) -> Result<Client> {
         .await
         .context(format!("there is no running pod named {name}"))
         .hint("`sealpod ps` lists the running pods")?;
-    Client::connect(stream).await.context(format!("the pod {name} does not answer"))
+    let connecting = tokio::time::timeout(ANSWER_LIMIT, Client::connect(stream)).await;
+    let late = |_| Error::new(format!("the pod {name} does not answer within {ANSWER_LIMIT:?}"));
+    connecting.map_err(late)?.context(format!("the pod {name} does not answer"))
 }
 
 /// The running pods by name; remains of those that died are cleared away.

@@ -1,14 +1,22 @@
 //! A pod on this machine: `run` starts one, `exec` and `ps` find it by its name.
 
 pub(crate) mod control;
+pub(crate) mod signals;
 pub(crate) mod streams;
 pub(crate) mod terminal;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sealpod_agent_protocol::{CallError, Failure, FailureKind};
 
 use crate::error::{Error, Exit};
+
+/// How long a guest may leave a question without an answer.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long what a guest does at once may take: opening a stream, delivering a signal.
+pub(crate) const PROMPT: Duration = Duration::from_secs(60);
 
 /// The id of the one container of a pod that `run` starts.
 pub(crate) const CONTAINER: &str = "main";
@@ -33,7 +41,13 @@ pub(crate) fn runtime_folder() -> PathBuf {
 pub(crate) fn agent_error(error: CallError) -> Error {
     match error {
         CallError::Refused(failure) => refusal(&failure),
-        lost => Error::new(format!("the connection to the guest broke: {lost}")),
+        lost @ CallError::Lost { .. } => {
+            anyhow::Error::new(lost).context("the connection to the guest broke").into()
+        }
+        late @ CallError::TimedOut { .. } => {
+            anyhow::Error::new(late).context("the guest does not answer").into()
+        }
+        other => anyhow::Error::new(other).context("the guest cannot be asked").into(),
     }
 }
 

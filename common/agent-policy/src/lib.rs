@@ -2,15 +2,26 @@
 //!
 //! The guest's agent decides by it; the owner's tools check and explain it. The policy is Rego (`package agent_policy`) from the measured init data. The rule named like the
 //! request decides it (`CreateContainer`, or as others write it `CreateContainerRequest`); `input` is the
-//! request's own JSON.
+//! request's own JSON, and what the guest itself knows beside it.
+//!
+//! A policy may say why it denies: `CreateContainer_denials` is a set of objects with the texts or values `field`,
+//! `expected` and `actual`. It decides nothing.
 
+mod denial;
+
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use regorus::utils::limits::ExecutionTimerConfig;
-use regorus::{Engine, Value};
-use sealpod_agent_protocol::{CreateContainer, Failure, FailureKind, Request};
+use regorus::{Engine, PolicyLengthConfig, Value};
+use sealpod_agent_protocol::{CreateContainer, Failure, Request};
+use sealpod_evidence::HashAlgorithm;
+
+pub use denial::{Denial, Reason};
 
 /// The name under which errors mention the policy.
 const SOURCE: &str = "policy.rego";
@@ -20,6 +31,8 @@ const PACKAGE: &str = "data.agent_policy";
 const NO_SUCH_RULE: &str = "not a valid rule path";
 /// The longest that one decision may take: a policy that never ends decides nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest line, in characters: a variable's value may stand in one. Init data as a whole is no longer.
+const LONGEST_LINE: NonZeroU32 = NonZeroU32::new(1 << 20).unwrap();
 
 /// Decides requests.
 pub struct Policy(Option<Mutex<Rego>>);
@@ -47,6 +60,14 @@ pub enum Error {
 pub struct ImageFacts {
     /// The digest of the image's manifest, as `image_digest`.
     pub digest: String,
+    /// What its config says, as `image_entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// The variables that the container has without the request's, as `image_environment`.
+    pub environment: BTreeMap<String, String>,
+    /// What its config says, as `image_user`.
+    pub user: String,
+    /// What its config says, as `image_working_directory`.
+    pub working_directory: String,
     /// The program and the arguments that will run, after the image's config was taken into account.
     pub effective_command: Vec<String>,
 }
@@ -66,10 +87,15 @@ impl Policy {
     /// # Errors
     /// If it is no Rego, or not in the package `agent_policy`.
     pub fn new(rego: Option<&str>) -> Result<Self, Error> {
+        Self::with_patience(rego, PATIENCE)
+    }
+
+    fn with_patience(rego: Option<&str>, limit: Duration) -> Result<Self, Error> {
         let Some(rego) = rego else { return Ok(Self(None)) };
         let mut engine = Engine::new();
         let check_interval = NonZeroU32::new(1000).unwrap_or(NonZeroU32::MIN);
-        engine.set_execution_timer_config(ExecutionTimerConfig { limit: PATIENCE, check_interval });
+        engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval });
+        engine.set_policy_length_config(PolicyLengthConfig { max_col: LONGEST_LINE, ..Default::default() });
         let package = engine
             .add_policy(SOURCE.into(), rego.into())
             .map_err(|error| Error::Parse(last_line(&error.to_string())))?;
@@ -82,38 +108,41 @@ impl Policy {
     /// Decides a request. `image` is what the guest knows of the image that a `CreateContainer` names.
     ///
     /// # Errors
-    /// Why it is denied, as [`FailureKind::DeniedByPolicy`].
+    /// Why it is denied, as [`sealpod_agent_protocol::FailureKind::DeniedByPolicy`].
     pub fn decide(&self, request: &Request, image: Option<&ImageFacts>) -> Result<(), Failure> {
+        self.examine(request, image).map_err(|denial| denial.into())
+    }
+
+    /// As [`Self::decide`], with the reasons one by one.
+    ///
+    /// # Errors
+    /// [`Denial`].
+    pub fn examine(&self, request: &Request, image: Option<&ImageFacts>) -> Result<(), Denial> {
         let name = request.name();
-        let denied = |why: &str| Failure {
-            kind: FailureKind::DeniedByPolicy,
-            message: format!("the agent's policy does not allow {name}: {why}"),
-            hint: Some(format!(
-                "the pod's owner can allow it in policy.rego of the init data, by the rule {name}"
-            )),
-            denial: None,
-        };
+        let denied = |why: String| Denial { request: name, why, reasons: Vec::new() };
         let Some(rego) = &self.0 else {
             return match allowed_without_policy(request) {
                 true => Ok(()),
-                false => Err(denied("the pod has no policy, and without one this is not allowed")),
+                false => Err(denied("the pod has no policy, and without one this is not allowed".into())),
             };
         };
         let mut rego = rego.lock().unwrap_or_else(PoisonError::into_inner);
-        match rego.verdict(name, input(request, image)) {
+        let input = input(request, image);
+        match rego.verdict(name, &input) {
             Ok(Verdict::Allowed) => Ok(()),
-            Ok(Verdict::Denied) => Err(denied(&format!("rule {name} is false"))),
-            Ok(Verdict::Silent) if needs_permission(request) => {
-                Err(denied(&format!("it has no rule {name}")))
+            Ok(Verdict::Denied) => {
+                let reasons = rego.reasons(name, &input);
+                Err(Denial { reasons, ..denied(format!("rule {name} is false")) })
             }
+            Ok(Verdict::Silent) if needs_permission(request) => Err(denied(format!("it has no rule {name}"))),
             Ok(Verdict::Silent) => Ok(()),
-            Err(error) => Err(denied(&format!("rule {name} cannot be evaluated: {error}"))),
+            Err(error) => Err(denied(format!("rule {name} cannot be evaluated: {error}"))),
         }
     }
 }
 
 impl Rego {
-    fn verdict(&mut self, name: &str, input: serde_json::Value) -> Result<Verdict, String> {
+    fn verdict(&mut self, name: &str, input: &serde_json::Value) -> Result<Verdict, String> {
         for rule in [name.to_owned(), format!("{name}Request")] {
             self.engine.set_input(Value::from(input.clone()));
             match self.engine.eval_rule(format!("{PACKAGE}.{rule}")) {
@@ -125,6 +154,13 @@ impl Rego {
             }
         }
         Ok(Verdict::Silent)
+    }
+
+    /// Why the policy denies, as far as it says so.
+    fn reasons(&mut self, name: &str, input: &serde_json::Value) -> Vec<Reason> {
+        self.engine.set_input(Value::from(input.clone()));
+        let said = self.engine.eval_rule(format!("{PACKAGE}.{name}_denials"));
+        said.ok().and_then(|said| serde_json::to_value(said).ok()).map(Reason::read).unwrap_or_default()
     }
 }
 
@@ -141,16 +177,19 @@ fn needs_permission(request: &Request) -> bool {
     )
 }
 
-/// Without a policy, a container runs as its (signed) image says, and nobody looks into it.
+/// Without a policy, a container runs as its (signed) image says, and nobody looks into it. Name servers and kernel
+/// parameters are the network's, which is the host's in any case.
 fn allowed_without_policy(request: &Request) -> bool {
     match request {
+        Request::StartPod(start) => start.hosts.is_empty(),
         Request::CreateContainer(create) => !overrides_image(create),
         other => !needs_permission(other),
     }
 }
 
 /// Whether the container would be another than its image says. Names, limits, streams and a read-only root change
-/// nothing of what it does; mounts and lines of `/etc/hosts` do.
+/// nothing of what it does; mounts, lines of `/etc/hosts` (they lead names elsewhere) and programs that gain
+/// privileges do. Container engines ask for the last of these unless told otherwise (`allowPrivilegeEscalation: false`).
 fn overrides_image(create: &CreateContainer) -> bool {
     let CreateContainer {
         id: _,
@@ -166,11 +205,11 @@ fn overrides_image(create: &CreateContainer) -> bool {
         stdin: _,
         read_only_root: _,
         capabilities,
-        allow_privilege_escalation: _,
+        allow_privilege_escalation,
         unmasked_paths,
         privileged,
         mounts,
-        hosts: _,
+        hosts,
         resources: _,
     } = create;
     let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
@@ -181,9 +220,11 @@ fn overrides_image(create: &CreateContainer) -> bool {
         || !supplemental_groups.is_empty()
         || working_directory.is_some()
         || capabilities.is_some()
+        || *allow_privilege_escalation
         || *unmasked_paths
         || *privileged
         || !mounts.is_empty()
+        || !hosts.is_empty()
 }
 
 /// The policy's `input`: the request as it came over the wire, and what the guest itself knows.
@@ -191,10 +232,32 @@ fn input(request: &Request, image: Option<&ImageFacts>) -> serde_json::Value {
     let mut json = serde_json::to_value(request).unwrap_or_default();
     let mut input = json.get_mut("input").map(serde_json::Value::take).unwrap_or_default();
     if let (Some(fields), Some(image)) = (input.as_object_mut(), image) {
-        fields.insert("image_digest".into(), image.digest.as_str().into());
-        fields.insert("effective_command".into(), image.effective_command.as_slice().into());
+        let ImageFacts { digest, entrypoint, environment, user, working_directory, effective_command } =
+            image;
+        fields.extend([
+            ("image_digest".into(), digest.as_str().into()),
+            ("image_entrypoint".into(), entrypoint.as_slice().into()),
+            ("image_environment".into(), serde_json::to_value(environment).unwrap_or_default()),
+            ("image_user".into(), user.as_str().into()),
+            ("image_working_directory".into(), working_directory.as_str().into()),
+            ("effective_command".into(), effective_command.as_slice().into()),
+        ]);
+    }
+    if let Some(files) = input.get_mut("files").and_then(serde_json::Value::as_array_mut) {
+        files.iter_mut().for_each(add_digest);
     }
     input
+}
+
+/// A file's digest, by which a policy knows its content without holding it. What is no base64 gets none.
+fn add_digest(file: &mut serde_json::Value) {
+    let content = file.get("content").and_then(serde_json::Value::as_str);
+    let Some(content) = content.and_then(|content| STANDARD.decode(content).ok()) else { return };
+    let digest: String =
+        HashAlgorithm::Sha256.digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    if let Some(fields) = file.as_object_mut() {
+        fields.insert("sha256".into(), digest.into());
+    }
 }
 
 /// Rego errors quote the source over several lines; the console takes one.
@@ -205,13 +268,19 @@ fn last_line(error: &str) -> String {
 #[cfg(test)]
 mod tests {
     use sealpod_agent_protocol::{
-        ContainerRef, ExecProcess, Mount, MountSource, ProcessRef, PullImage, StartPod, WriteVolume,
+        ContainerRef, ExecProcess, FailureKind, HostEntry, Mount, MountSource, ProcessRef, PullImage,
+        StartPod, VolumeFile, WriteVolume,
     };
 
     use super::*;
 
     fn create() -> CreateContainer {
         CreateContainer { id: "a".into(), image: "registry/app:1".into(), ..CreateContainer::default() }
+    }
+
+    /// Leads a name to another address.
+    fn elsewhere() -> HostEntry {
+        HostEntry { address: "192.0.2.7".into(), names: vec!["database".into()] }
     }
 
     fn exec() -> Request {
@@ -228,7 +297,13 @@ mod tests {
     }
 
     fn facts(digest: &str) -> ImageFacts {
-        ImageFacts { digest: digest.into(), effective_command: vec!["/app".into()] }
+        ImageFacts {
+            digest: digest.into(),
+            effective_command: vec!["/app".into()],
+            environment: [("LANG".to_owned(), "C".to_owned())].into(),
+            user: "app".into(),
+            ..ImageFacts::default()
+        }
     }
 
     fn rego(rules: &str) -> String {
@@ -238,7 +313,7 @@ mod tests {
     #[test]
     fn without_a_policy_an_image_runs_only_as_it_is() {
         assert!(allows(None, Request::CreateContainer(Box::new(create()))));
-        let overrides: [fn(&mut CreateContainer); 10] = [
+        let overrides: [fn(&mut CreateContainer); 12] = [
             |c| c.command = Some(vec!["sh".into()]),
             |c| c.arguments = Some(vec!["-c".into()]),
             |c| c.environment.extend([("LD_PRELOAD".into(), "/evil.so".into())]),
@@ -246,8 +321,10 @@ mod tests {
             |c| c.working_directory = Some("/".into()),
             |c| c.supplemental_groups.extend([0]),
             |c| c.capabilities = Some(["CAP_SYS_ADMIN".into()].into()),
+            |c| c.allow_privilege_escalation = true,
             |c| c.unmasked_paths = true,
             |c| c.privileged = true,
+            |c| c.hosts.push(elsewhere()),
             |c| {
                 c.mounts.push(Mount {
                     destination: "/app".into(),
@@ -261,6 +338,14 @@ mod tests {
             change(&mut create);
             assert!(!allows(None, Request::CreateContainer(Box::new(create.clone()))), "{create:?}");
         }
+    }
+
+    #[test]
+    fn without_a_policy_the_host_leads_no_name_elsewhere() {
+        let start = StartPod { hosts: vec![elsewhere()], ..StartPod::default() };
+        assert!(!allows(None, Request::StartPod(start.clone())));
+        assert!(allows(Some(&rego("")), Request::StartPod(start.clone())), "the others a policy may forbid");
+        assert!(!allows(Some(&rego("StartPod if count(input.hosts) == 0")), Request::StartPod(start)));
     }
 
     #[test]
@@ -329,7 +414,7 @@ mod tests {
     fn the_input_is_the_request_and_the_images_digest() {
         let policy = rego(
             "CreateContainer if {\n input.image_digest == \"sha256:1234\"\n input.effective_command == [\"/app\"]\n input.environment.A == \"1\"\n \
-             input.user == null\n}",
+             input.user == null\n input.image_user == \"app\"\n input.image_environment.LANG == \"C\"\n}",
         );
         let mut create = create();
         create.environment.insert("A".into(), "1".into());
@@ -353,6 +438,69 @@ mod tests {
         assert_eq!(failure.kind, FailureKind::DeniedByPolicy);
         assert!(failure.message.contains("ExecProcess"), "{}", failure.message);
         assert!(failure.hint.unwrap().contains("ExecProcess"));
+    }
+
+    #[test]
+    fn a_line_may_be_long() {
+        let long = "x".repeat(200_000);
+        let policy = rego(&format!("ExecProcess if input.command == [\"{long}\"]"));
+        let exec = ExecProcess { container: "a".into(), command: vec![long], ..Default::default() };
+        assert!(allows(Some(&policy), Request::ExecProcess(Box::new(exec))));
+    }
+
+    #[test]
+    fn a_files_digest_stands_beside_its_content() {
+        let policy = rego(
+            "WriteVolume if input.files[0].sha256 == \"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"",
+        );
+        let write = |content: &str| {
+            let file = VolumeFile { path: "a".into(), mode: 0o644, content: content.into() };
+            let (volume, files) = ("v".into(), vec![file]);
+            Request::WriteVolume(Box::new(WriteVolume { volume, group: None, files }))
+        };
+        assert!(allows(Some(&policy), write("YWJj")));
+        assert!(!allows(Some(&policy), write("YWJk")));
+        assert!(!allows(Some(&policy), write("no base64!")));
+    }
+
+    #[test]
+    fn a_denial_says_what_the_policy_says_of_it() {
+        let policy = rego(
+            "ExecProcess := false\nExecProcess_denials contains {\"field\": \"command\", \"expected\": [\"ls\"], \
+             \"actual\": input.command}\nExecProcess_denials contains 1",
+        );
+        let policy = Policy::new(Some(&policy)).unwrap();
+        let denial = policy.examine(&exec(), None).unwrap_err();
+        let reason =
+            Reason { field: "command".into(), expected: "[\"ls\"]".into(), actual: "[\"id\"]".into() };
+        assert_eq!((denial.request, denial.reasons), ("ExecProcess", vec![reason]));
+        let failure = policy.decide(&exec(), None).unwrap_err();
+        assert!(failure.message.ends_with("command: expected [\"ls\"], came [\"id\"]"), "{failure}");
+    }
+
+    #[test]
+    fn reasons_permit_nothing_and_forbid_nothing() {
+        let denials = "ExecProcess_denials contains {\"field\": \"a\", \"expected\": 1, \"actual\": 2}";
+        assert!(allows(Some(&rego(&format!("ExecProcess := true\n{denials}"))), exec()));
+        assert!(!allows(Some(&rego("ExecProcess := false\nExecProcess_denials := set()")), exec()));
+        assert!(!allows(Some(&rego(denials)), exec()));
+    }
+
+    #[test]
+    fn a_policy_that_does_not_end_denies_in_time_and_decides_on() {
+        let policy = rego(
+            "xs := numbers.range(1, 2000)\nendless if {\nsome a in xs\nsome b in xs\nsome c in xs\na + b + c < 0\n}\n\
+             ExecProcess if endless\nPullImage if endless\nReadStdout := true",
+        );
+        let policy = Policy::with_patience(Some(&policy), Duration::from_millis(50)).unwrap();
+        let start = std::time::Instant::now();
+        let failure = policy.decide(&exec(), None).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::DeniedByPolicy);
+        assert!(failure.message.contains("time limit"), "{failure}");
+        // One that is otherwise allowed is denied too.
+        assert!(policy.decide(&Request::PullImage(PullImage { image: "i".into() }), None).is_err());
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        assert!(policy.decide(&Request::ReadStdout(process()), None).is_ok());
     }
 
     #[test]

@@ -100,6 +100,28 @@ impl Client {
         reason.unwrap_or_else(|| ENDED.into())
     }
 
+    /// Waits until the guest is not there any more: the connection is lost, or [`Request::Info`], which is asked now and
+    /// then, stays without an answer for `limit`. What the answer says does not matter.
+    pub async fn silent(&self, limit: Duration) -> CallError {
+        let request = Request::Info.name();
+        let asking = async {
+            loop {
+                tokio::time::sleep(limit / 2).await;
+                tokio::select! {
+                    biased;
+                    // A refusal is an answer as well; a lost connection is noticed below.
+                    _ = self.call(Request::Info) => {}
+                    () = running_time(limit) => return CallError::TimedOut { request, limit },
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            reason = self.lost() => CallError::Lost { request, reason },
+            error = asking => error,
+        }
+    }
+
     async fn ask(&self, request: &Request) -> Result<(Reply, ByteStream), CallError> {
         let name = request.name();
         let question = frame::encode(request).map_err(|error| self.explain(name, "the request", error))?;
@@ -140,6 +162,14 @@ impl Client {
             }
             other => CallError::Lost { request, reason: reason.unwrap_or_else(|| other.to_string()) },
         }
+    }
+}
+
+/// Waits in steps: of the time for which this process is stopped, during which it hears no answers, one step counts.
+async fn running_time(limit: Duration) {
+    const STEPS: u32 = 10;
+    for _ in 0..STEPS {
+        tokio::time::sleep(limit / STEPS).await;
     }
 }
 

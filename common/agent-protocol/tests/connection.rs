@@ -1,6 +1,7 @@
 //! Host and guest over an in-memory transport: calls, streams, limits, and how either survives the other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sealpod_agent_protocol::{
@@ -19,12 +20,19 @@ struct Guest {
     finished_pulls: Arc<Semaphore>,
     /// Lets pulls of the image `slow` end.
     release: Notify,
+    /// Whether it leaves even a question for information without an answer.
+    hung: AtomicBool,
 }
 
 impl Default for Guest {
     fn default() -> Self {
         let none = || Arc::new(Semaphore::new(0));
-        Self { dropped_waits: none(), finished_pulls: none(), release: Notify::new() }
+        Self {
+            dropped_waits: none(),
+            finished_pulls: none(),
+            release: Notify::new(),
+            hung: AtomicBool::new(false),
+        }
     }
 }
 
@@ -39,6 +47,7 @@ impl Drop for CountDrop {
 impl Handler for Guest {
     async fn call(&self, request: Request) -> Result<Reply, Failure> {
         match request {
+            Request::Info if self.hung.load(Ordering::Relaxed) => std::future::pending().await,
             Request::Info => Ok(Reply::Info(Info {
                 version: "1".into(),
                 ready_after_ms: 1,
@@ -242,6 +251,26 @@ async fn a_silent_guest_is_given_up_after_the_callers_time() {
     // The guest hears of it and stops waiting too.
     guest.dropped_waits.acquire().await.unwrap().forget();
     client.call(Request::Info).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_answers_nothing_any_more_is_noticed() {
+    let (client, guest, _served) = connected().await;
+    let limit = Duration::from_millis(200);
+    // As long as it answers, it is there.
+    let early = tokio::time::timeout(5 * limit, client.silent(limit)).await;
+    assert!(early.is_err(), "{early:?}");
+    guest.hung.store(true, Ordering::Relaxed);
+    let error = client.silent(limit).await;
+    assert!(matches!(error, CallError::TimedOut { request: "Info", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_noticed_without_asking() {
+    let (client, _, served) = connected().await;
+    served.abort();
+    let error = client.silent(Duration::from_secs(3600)).await;
+    assert!(matches!(error, CallError::Lost { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use sealpod_agent_protocol::{
 use tokio::sync::OnceCell;
 
 use crate::boot::{self, Parameters};
-use crate::container::reduce::{effective_command, reduce};
+use crate::container::reduce::{effective_command, own_environment, reduce};
 use crate::container::{Process, Stream};
 use crate::failure::{Hint, failure};
 use crate::pod::Pod;
@@ -143,8 +143,13 @@ impl Handler for Agent {
         let (process, stream) = self.stream_of(request)?;
         let (reference, _) = stream_request(request)?;
         // Who was allowed to start an exec may use its streams.
-        if reference.exec.is_none() {
-            self.pod()?.policy.decide(request, None).inspect_err(complain(request.name()))?;
+        if reference.exec.is_none()
+            && let Err(denial) = self.pod()?.policy.decide(request, None)
+        {
+            // The host will never read it, and the process must not wait for that.
+            process.discard(stream);
+            complain(request.name())(&denial);
+            return Err(denial);
         }
         process.has(stream)
     }
@@ -160,9 +165,16 @@ impl Handler for Agent {
 /// Brings the request into the form that policies decide by, and says what they cannot see in it.
 fn image_facts(pod: &Pod, create: &mut CreateContainer) -> Result<ImageFacts, Failure> {
     let image = pod.images.for_container(&create.image)?;
-    reduce(create, &image.process, pod.containers.hostname());
-    let effective_command = effective_command(create, &image.process);
-    Ok(ImageFacts { digest: image.digest, effective_command })
+    let hostname = pod.containers.hostname();
+    reduce(create, &image.process, hostname);
+    Ok(ImageFacts {
+        effective_command: effective_command(create, &image.process),
+        environment: own_environment(create, &image.process, hostname),
+        digest: image.digest,
+        entrypoint: image.process.entrypoint,
+        user: image.process.user,
+        working_directory: image.process.working_directory,
+    })
 }
 
 fn stream_request(request: &Request) -> Result<(&ProcessRef, Stream), Failure> {

@@ -19,6 +19,11 @@ const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 #[derive(Clone)]
 pub(crate) struct Evidence(Arc<Mutex<Box<dyn Attester>>>);
 
+/// Init data whose digest is a part of all evidence to come, or that there is none. Only measuring makes one, so that
+/// nothing can be read from init data before.
+#[derive(Debug)]
+pub(crate) struct MeasuredInitData(Option<String>);
+
 /// What the pod can prove, and whom it proves it to.
 pub(crate) struct Attestation {
     evidence: Evidence,
@@ -26,27 +31,42 @@ pub(crate) struct Attestation {
 }
 
 impl Evidence {
-    /// Opens the TEE, and extends the digest of the init data into it before anybody looks at that.
-    pub(crate) async fn open(tee: Tee, init_data: Option<&str>) -> Result<Self, Failure> {
-        let digest = init_data.map(init_data::digest).transpose();
-        let digest = digest.map_err(|error| failure(FailureKind::Invalid, format!("init data: {error}")))?;
-        let open = move || -> Result<Box<dyn Attester>, Error> {
+    /// Opens the TEE, and extends the digest of the init data into it.
+    pub(crate) async fn open(
+        tee: Tee,
+        init_data: Option<String>,
+    ) -> Result<(Self, MeasuredInitData), Failure> {
+        let open = move || -> Result<_, Failure> {
             let mut attester: Box<dyn Attester> = match tee {
                 Tee::Sample => Box::new(SampleAttester),
-                _ => Box::new(TpmAttester::open(Path::new(TPM), Path::new(EVENT_LOG))?),
+                _ => Box::new(TpmAttester::open(Path::new(TPM), Path::new(EVENT_LOG)).map_err(no_tpm)?),
             };
-            if let Some(digest) = digest {
-                attester.extend_init_data(&digest)?;
-            }
-            Ok(attester)
+            let measured = MeasuredInitData::measure(attester.as_mut(), init_data)?;
+            Ok((Self(Arc::new(Mutex::new(attester))), measured))
         };
-        match tokio::task::spawn_blocking(open).await {
-            Ok(Ok(attester)) => Ok(Self(Arc::new(Mutex::new(attester)))),
-            Ok(Err(error)) => Err(internal("open the TPM", &error)
-                .hint("the VM needs a TPM; sealpod.tee=sample on the command line is for tests without one")),
-            Err(error) => Err(internal("open the TPM", &error)),
-        }
+        tokio::task::spawn_blocking(open).await.map_err(|error| internal("open the TPM", &error))?
     }
+}
+
+impl MeasuredInitData {
+    fn measure(attester: &mut dyn Attester, raw: Option<String>) -> Result<Self, Failure> {
+        if let Some(raw) = &raw {
+            let digest = init_data::digest(raw)
+                .map_err(|error| failure(FailureKind::Invalid, format!("init data: {error}")))?;
+            attester.extend_init_data(&digest).map_err(no_tpm)?;
+        }
+        Ok(Self(raw))
+    }
+
+    /// The text (TOML), where the host gave any.
+    pub(crate) fn text(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+fn no_tpm(error: Error) -> Failure {
+    internal("open the TPM", &error)
+        .hint("the VM needs a TPM; sealpod.tee=sample on the command line is for tests without one")
 }
 
 /// The client of the key broker and the workload's API share one TEE.
@@ -72,11 +92,11 @@ impl Attestation {
     pub(crate) fn new(
         evidence: Evidence,
         broker: Option<KeyBroker>,
-        init_data: Option<String>,
+        init_data: MeasuredInitData,
     ) -> Result<Self, Failure> {
         let client = broker.map(|broker| {
             let config = KbsConfig { url: broker.url, certificate: broker.cert };
-            KbsClient::new(config, Box::new(evidence.clone()), init_data)
+            KbsClient::new(config, Box::new(evidence.clone()), init_data.0)
         });
         let broker = client.transpose().map_err(|error| broker_failure("key broker", &error))?;
         Ok(Self { evidence, broker })
@@ -131,5 +151,75 @@ fn broker_failure(what: &str, error: &Error) -> Failure {
         Error::NotFound { .. } => failure(FailureKind::NotFound, message)
             .hint("the key broker's owner adds it with `sealpod kbs resource set`"),
         _ => failure(FailureKind::Internal, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::Parameters;
+    use crate::config::Config;
+
+    const INIT_DATA: &str = "version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\
+        \"policy.rego\" = \"package agent_policy\"\n";
+
+    /// A TEE that takes notes, or refuses to measure.
+    #[derive(Default)]
+    struct Notes {
+        measured: Vec<Vec<u8>>,
+        broken: bool,
+    }
+
+    impl Attester for Notes {
+        fn tee(&self) -> Tee {
+            Tee::Sample
+        }
+
+        fn request_params(&mut self) -> Result<Value, Error> {
+            Ok(Value::Null)
+        }
+
+        fn evidence(&mut self, _: &[u8], _: &Value) -> Result<Value, Error> {
+            Ok(Value::Null)
+        }
+
+        fn extend_init_data(&mut self, digest: &[u8]) -> Result<(), Error> {
+            self.measured.push(digest.to_vec());
+            match self.broken {
+                true => Err(Error::Evidence("it does not work".into())),
+                false => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_comes_from_init_data_that_was_measured() {
+        let mut tee = Notes::default();
+        let measured = MeasuredInitData::measure(&mut tee, Some(INIT_DATA.into())).unwrap();
+        assert_eq!(tee.measured, [init_data::digest(INIT_DATA).unwrap()]);
+        let config = Config::new(&Parameters::default(), &measured).unwrap();
+        assert_eq!(config.policy.as_deref(), Some("package agent_policy"));
+    }
+
+    #[test]
+    fn init_data_that_cannot_be_measured_configures_nothing() {
+        let mut broken = Notes { broken: true, ..Notes::default() };
+        let failure = MeasuredInitData::measure(&mut broken, Some(INIT_DATA.into())).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Internal);
+        let mut tee = Notes::default();
+        let failure = MeasuredInitData::measure(&mut tee, Some("no init data".into())).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Invalid);
+        assert!(tee.measured.is_empty());
+    }
+
+    #[test]
+    fn without_init_data_nothing_is_measured_and_the_command_line_configures() {
+        let mut tee = Notes::default();
+        let measured = MeasuredInitData::measure(&mut tee, None).unwrap();
+        assert!(tee.measured.is_empty());
+        let parameters = Parameters { key_broker: Some("https://kbs".into()), ..Parameters::default() };
+        let config = Config::new(&parameters, &measured).unwrap();
+        assert_eq!(config.key_broker.unwrap().url, "https://kbs");
+        assert_eq!(config.policy, None);
     }
 }

@@ -8,6 +8,7 @@ use sealpod_evidence::init_data::InitData;
 use sealpod_kbs_protocol::ResourceUri;
 use serde::Deserialize;
 
+use crate::attestation::MeasuredInitData;
 use crate::boot::Parameters;
 
 /// What the owner configured for this pod.
@@ -91,8 +92,8 @@ struct CdhToml {
 
 impl Config {
     /// The configuration of a pod: its init data, or the measured command line where there is none.
-    pub(crate) fn new(parameters: &Parameters, init_data: Option<&str>) -> Result<Self, Error> {
-        match init_data {
+    pub(crate) fn new(parameters: &Parameters, init_data: &MeasuredInitData) -> Result<Self, Error> {
+        match init_data.text() {
             Some(raw) => {
                 let init_data = InitData::parse(raw).map_err(|error| Error::InitData(error.to_string()))?;
                 Self::from_entries(init_data.data)

@@ -98,7 +98,10 @@ impl Images {
                 ));
             }
         };
-        let invalid = |error| failure(FailureKind::Invalid, format!("{error}"));
+        let invalid = |error| {
+            failure(FailureKind::Invalid, format!("{error}"))
+                .hint("its owner corrects it (containers-policy.json(5)), or the key that it names (PEM)")
+        };
         let mut policy = Policy::parse(&text).map_err(invalid)?;
         let missing: Vec<_> = policy.missing_keys().into_iter().map(ToOwned::to_owned).collect();
         for name in missing {

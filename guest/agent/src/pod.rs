@@ -27,7 +27,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Starts the pod. The order matters: init data is measured before anything looks at it.
+    /// Starts the pod. Nothing looks at the init data before it is measured.
     pub(crate) async fn start(
         request: StartPod,
         parameters: &Parameters,
@@ -35,15 +35,15 @@ impl Pod {
     ) -> Result<Arc<Self>, Failure> {
         // While the TPM works, which takes its time.
         let devices = tokio::task::spawn_blocking(prepare_devices);
-        let evidence = Evidence::open(parameters.tee, request.init_data.as_deref()).await?;
-        let config = Config::new(parameters, request.init_data.as_deref())
+        let (evidence, init_data) = Evidence::open(parameters.tee, request.init_data.clone()).await?;
+        let config = Config::new(parameters, &init_data)
             .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
         let policy = Policy::new(config.policy.as_deref())
             .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
         policy.decide(&Request::StartPod(request.clone()), None)?;
         devices.await.map_err(|error| internal("prepare the devices", &error))??;
         let files = set_up_network(&request)?;
-        let attestation = Arc::new(Attestation::new(evidence, config.key_broker, request.init_data)?);
+        let attestation = Arc::new(Attestation::new(evidence, config.key_broker, init_data)?);
         workload_api::start(attestation.clone(), parameters.tee)
             .await
             .map_err(|error| internal("start the workload's API", &error))?;

@@ -149,3 +149,89 @@ impl IntoResponse for ApiError {
             .into_response()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::connect_info::MockConnectInfo;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::attestation::Evidence;
+
+    const CONTAINER: &str = "127.0.0.1:40000";
+
+    /// Asks as this peer would; gives status and body.
+    async fn get(peer: &str, path: &str) -> (u16, String) {
+        let (evidence, init_data) = Evidence::open(Tee::Sample, None).await.unwrap();
+        let attestation = Arc::new(Attestation::new(evidence, None, init_data).unwrap());
+        let peer: SocketAddr = peer.parse().unwrap();
+        let router = router(Api { attestation, tee: Tee::Sample }).layer(MockConnectInfo(peer));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        server.abort();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn only_the_pods_own_containers_are_answered() {
+        for path in
+            ["/info", "/aa/evidence?runtime_data=a", "/aa/token?token_type=kbs", "/cdh/resource/a/b/c"]
+        {
+            for peer in ["10.0.2.2:40000", "[2001:db8::1]:40000"] {
+                let (status, body) = get(peer, path).await;
+                assert_eq!(status, 403, "{peer} {path}: {body}");
+                assert!(!body.contains("version") && !body.contains("report_data"), "{body}");
+            }
+        }
+        for peer in [CONTAINER, "[::1]:40000"] {
+            let (status, body) = get(peer, "/info").await;
+            let info: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!((status, &info["tee"]), (200, &json!("sample")));
+            assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+        }
+    }
+
+    #[tokio::test]
+    async fn evidence_binds_what_a_container_gives_in_either_encoding() {
+        let all = "r".repeat(RUNTIME_DATA);
+        for (query, bound) in [
+            ("runtime_data=abc".to_owned(), "abc"),
+            ("runtime_data=YWJj&encoding=raw".to_owned(), "YWJj"),
+            ("runtime_data=YWJj&encoding=base64".to_owned(), "abc"),
+            (format!("runtime_data={all}"), &all),
+        ] {
+            let (status, body) = get(CONTAINER, &format!("/aa/evidence?{query}")).await;
+            assert_eq!(status, 200, "{query}: {body}");
+            let evidence: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(evidence["report_data"], STANDARD.encode(bound), "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_bound_is_refused() {
+        let long = "r".repeat(RUNTIME_DATA + 1);
+        let encoded = STANDARD.encode(&long);
+        for query in [
+            String::new(),
+            format!("runtime_data={long}"),
+            format!("runtime_data={encoded}&encoding=base64"),
+            "runtime_data=...&encoding=base64".into(),
+            "runtime_data=abc&encoding=hex".into(),
+            "runtime_data=abc&more=1".into(),
+        ] {
+            let (status, body) = get(CONTAINER, &format!("/aa/evidence?{query}")).await;
+            assert_eq!(status, 400, "{query}: {body}");
+        }
+    }
+}

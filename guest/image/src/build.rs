@@ -271,6 +271,46 @@ mod tests {
         assert_eq!(json["low_memory_mib"], 256);
     }
 
+    /// Neither the place nor the age of the inputs, nor the order in which a folder lists them.
+    #[test]
+    fn copies_of_the_inputs_elsewhere_and_of_another_age_give_the_same_bytes() {
+        let inputs = Inputs::new();
+        let manifest = build(&inputs.options("guest")).unwrap();
+        let copies = Inputs { folder: tempfile::tempdir().unwrap(), modules: tempfile::tempdir().unwrap() };
+        for name in ["variables", "code", "agent", "kernel"] {
+            copies.write(name, &fs::read(inputs.path(name)).unwrap());
+            make_old(&copies.path(name));
+        }
+        copy_backwards(inputs.modules.path(), copies.modules.path());
+        assert_eq!(build(&copies.options("guest")).unwrap(), manifest);
+        for name in [MANIFEST, KERNEL, INITRD, FIRMWARE, FIRMWARE_VARIABLES] {
+            let read = |inputs: &Inputs| fs::read(inputs.path("guest").join(name)).unwrap();
+            assert!(read(&inputs) == read(&copies), "{name}");
+        }
+    }
+
+    /// Copies a folder's entries in the other order, with other times and permissions.
+    fn copy_backwards(from: &Path, to: &Path) {
+        let mut entries: Vec<_> = fs::read_dir(from).unwrap().map(Result::unwrap).collect();
+        entries.reverse();
+        for entry in entries {
+            let copy = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                fs::create_dir(&copy).unwrap();
+                copy_backwards(&entry.path(), &copy);
+            } else {
+                fs::copy(entry.path(), &copy).unwrap();
+                fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+                make_old(&copy);
+            }
+        }
+    }
+
+    fn make_old(path: &Path) {
+        let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+
     #[test]
     fn a_guest_is_replaced_and_nothing_is_left_beside_it() {
         let inputs = Inputs::new();

@@ -76,10 +76,7 @@ async fn examine(guest: &GuestImage, cache: Option<&Path>) -> Result<Verdict, Er
     if let Some(verdict) = cache.and_then(|cache| recall(cache, &boot_id)) {
         return Ok(verdict);
     }
-    let (hypervisor, reason) = match boots(guest, Hypervisor::Kvm, PROBE_LIMIT).await? {
-        Ok(()) => (Hypervisor::Kvm, "KVM booted the guest's kernel".to_owned()),
-        Err(reason) => (Hypervisor::Tcg, format!("KVM did not boot the guest's kernel: {reason}")),
-    };
+    let (hypervisor, reason) = conclude(boots(guest, Hypervisor::Kvm, PROBE_LIMIT).await?);
     let verdict = Verdict { boot_id, hypervisor, reason };
     if let Some(cache) = cache
         && let Err(error) = remember(cache, &verdict)
@@ -87,6 +84,14 @@ async fn examine(guest: &GuestImage, cache: Option<&Path>) -> Result<Verdict, Er
         tracing::debug!(%error, path = %cache.display(), "the verdict on KVM is not remembered");
     }
     Ok(verdict)
+}
+
+/// Who executes the guest after a probe of KVM, and why.
+fn conclude(probe: Result<(), String>) -> (Hypervisor, String) {
+    match probe {
+        Ok(()) => (Hypervisor::Kvm, "KVM booted the guest's kernel".to_owned()),
+        Err(reason) => (Hypervisor::Tcg, format!("KVM did not boot the guest's kernel: {reason}")),
+    }
 }
 
 /// Boots the kernel without an initrd: where it works, the kernel panics, reboots, and QEMU ends.
@@ -128,11 +133,11 @@ fn boot_id() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn verdict(boot_id: &str) -> Verdict {
-        Verdict { boot_id: boot_id.into(), hypervisor: Hypervisor::Kvm, reason: "it did".into() }
+    pub(crate) fn verdict(hypervisor: Hypervisor) -> Verdict {
+        Verdict { boot_id: "this".into(), hypervisor, reason: "it did".into() }
     }
 
     #[test]
@@ -140,8 +145,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("sealpod/accelerator.json");
         assert_eq!(recall(&cache, "this"), None);
-        remember(&cache, &verdict("this")).unwrap();
-        assert_eq!(recall(&cache, "this"), Some(verdict("this")));
+        remember(&cache, &verdict(Hypervisor::Kvm)).unwrap();
+        assert_eq!(recall(&cache, "this"), Some(verdict(Hypervisor::Kvm)));
         assert_eq!(recall(&cache, "next"), None);
         fs::write(&cache, "{").unwrap();
         assert_eq!(recall(&cache, "this"), None, "a file cut short is no verdict");
@@ -155,5 +160,37 @@ mod tests {
         let guest = GuestImage { kernel, ..crate::config::tests::config().guest };
         let outcome = boots(&guest, Hypervisor::Tcg, PROBE_LIMIT).await.unwrap();
         assert!(outcome.is_err(), "QEMU refuses it");
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_hangs_proves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("vmlinuz");
+        // The Linux boot protocol's oldest form: real-mode code from the second sector on, which jumps to itself.
+        let mut image = vec![0; 8192];
+        image[0x200..0x202].copy_from_slice(&[0xeb, 0xfe]);
+        fs::write(&kernel, image).unwrap();
+        let guest = GuestImage { kernel, ..crate::config::tests::config().guest };
+        let limit = Duration::from_secs(3);
+        let outcome = boots(&guest, Hypervisor::Tcg, limit).await.unwrap();
+        assert_eq!(outcome, Err("the kernel hung for 3s".into()));
+    }
+
+    #[tokio::test]
+    async fn the_guests_kernel_that_boots_proves_it() {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest-image");
+        let folder = std::env::var_os("SEALPOD_GUEST").map_or(built, PathBuf::from);
+        let guest = GuestImage::open(folder).expect("a guest is needed: run `make guest`");
+        // Emulation is slower than a processor, and other tests run beside this one.
+        let outcome = boots(&guest, Hypervisor::Tcg, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(outcome, Ok(()));
+    }
+
+    #[test]
+    fn what_a_probe_found_decides_who_executes_the_guest() {
+        assert_eq!(conclude(Ok(())).0, Hypervisor::Kvm);
+        let (hypervisor, reason) = conclude(Err("the kernel hung for 5s".into()));
+        assert_eq!(hypervisor, Hypervisor::Tcg);
+        assert!(reason.contains("the kernel hung for 5s"), "{reason}");
     }
 }

@@ -1,17 +1,19 @@
 //! QEMU's command line.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::accelerator::Hypervisor;
 use crate::config::SandboxConfig;
-use crate::network::namespace::Namespace;
+use crate::network::namespace::Card;
 use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 
 /// The name of the virtio-serial port, which the agent looks for.
 pub(crate) const PORT_NAME: &str = "sealpod.agent";
+
+/// What a card has unless it is told otherwise, in bytes.
+const ETHERNET_MTU: u32 = 1500;
 
 /// Everything that decides QEMU's command line.
 #[derive(Debug)]
@@ -34,15 +36,8 @@ pub(crate) struct Machine<'a> {
 pub(crate) enum Cards<'a> {
     /// One, on QEMU's own network; the ports are settled: none is 0.
     User { ports: &'a [PortForward] },
-    /// MAC addresses, and taps that the child inherits.
-    Taps(Vec<(&'a str, RawFd)>),
-}
-
-impl<'a> Cards<'a> {
-    pub(crate) fn of(namespace: &'a Namespace) -> Self {
-        let taps = namespace.cards().iter();
-        Self::Taps(taps.map(|card| (card.interface.mac.as_str(), card.tap.as_raw_fd())).collect())
-    }
+    /// Those of a namespace, whose taps the child inherits.
+    Taps(Vec<Card<'a>>),
 }
 
 /// How the agent is reached.
@@ -75,7 +70,9 @@ impl Machine<'_> {
             arguments.words(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
         }
         if let Some(disk) = &self.disk {
-            let options = ",if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap";
+            // Where this machine has no room left, the guest gets an error. By default the VM would stop until there is.
+            let options =
+                ",if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report";
             arguments.words(["-drive"]).option("file=", disk, options);
             arguments.words(["-device", "virtio-blk-pci,drive=ephemeral,serial=ephemeral"]);
         }
@@ -118,12 +115,12 @@ impl Machine<'_> {
                     };
                     network.push_str(&format!(",hostfwd=tcp:{address}:{host}-{GUEST_ADDRESS}:{guest}"));
                 }
-                arguments.words(["-netdev", &network, "-device", &card("network", MAC)]);
+                arguments.words(["-netdev", &network, "-device", &card("network", MAC, None)]);
             }
-            Cards::Taps(taps) => {
-                for (number, (mac, tap)) in taps.iter().enumerate() {
+            Cards::Taps(cards) => {
+                for (number, Card { mac, mtu, tap }) in cards.iter().enumerate() {
                     let network = format!("tap,id=network{number},fd={tap},vhost=off");
-                    let card = card(&format!("network{number}"), mac);
+                    let card = card(&format!("network{number}"), mac, *mtu);
                     arguments.words(["-netdev", &network, "-device", &card]);
                 }
             }
@@ -132,8 +129,11 @@ impl Machine<'_> {
 }
 
 /// Without its option ROM, which firmware would run, and measure.
-fn card(network: &str, mac: &str) -> String {
-    format!("virtio-net-pci,netdev={network},mac={mac},romfile=")
+fn card(network: &str, mac: &str, mtu: Option<u32>) -> String {
+    // QEMU and the guest's driver take what has 16 bits and is an MTU of IPv4 (RFC 791); the rest is the agent's to set.
+    let unusual = mtu.filter(|mtu| *mtu != ETHERNET_MTU && (68..=0xFFFF).contains(mtu));
+    let mtu = unusual.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
+    format!("virtio-net-pci,netdev={network},mac={mac},romfile={mtu}")
 }
 
 /// The arguments of the probe whether a hypervisor boots a kernel: it panics for want of an initrd, and QEMU ends.
@@ -278,7 +278,8 @@ mod tests {
             line.ends_with(
                 "-chardev socket,id=tpm,path=/run/tpm.sock -tpmdev emulator,id=tpm0,chardev=tpm \
                  -device tpm-crb,tpmdev=tpm0 \
-                 -drive file=/run/disk.img,if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap \
+                 -drive file=/run/disk.img,if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,\
+                 werror=report,rerror=report \
                  -device virtio-blk-pci,drive=ephemeral,serial=ephemeral"
             ),
             "{line}"
@@ -286,16 +287,33 @@ mod tests {
     }
 
     #[test]
-    fn a_namespaces_interfaces_are_cards_of_the_same_addresses() {
+    fn a_namespaces_interfaces_are_cards_with_their_taps_macs_and_mtus() {
         let config = config();
-        let taps = vec![("0a:58:0a:01:00:02", 7), ("0a:58:0a:02:00:02", 9)];
-        let machine = Machine { network: Cards::Taps(taps), ..machine(&config) };
-        assert!(line(&machine).ends_with(
-            "-netdev tap,id=network0,fd=7,vhost=off \
-             -device virtio-net-pci,netdev=network0,mac=0a:58:0a:01:00:02,romfile= \
-             -netdev tap,id=network1,fd=9,vhost=off \
-             -device virtio-net-pci,netdev=network1,mac=0a:58:0a:02:00:02,romfile="
-        ));
+        let cards = vec![
+            Card { mac: "0a:58:0a:01:00:02", mtu: Some(1500), tap: 7 },
+            Card { mac: "0a:58:0a:02:00:02", mtu: Some(8950), tap: 9 },
+        ];
+        let machine = Machine { network: Cards::Taps(cards), ..machine(&config) };
+        let line = line(&machine);
+        assert!(
+            line.ends_with(
+                "-netdev tap,id=network0,fd=7,vhost=off \
+                 -device virtio-net-pci,netdev=network0,mac=0a:58:0a:01:00:02,romfile= \
+                 -netdev tap,id=network1,fd=9,vhost=off \
+                 -device virtio-net-pci,netdev=network1,mac=0a:58:0a:02:00:02,romfile=,host_mtu=8950"
+            ),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn an_mtu_that_qemu_cannot_say_is_left_to_the_agent() {
+        for mtu in [None, Some(0), Some(67), Some(1500), Some(65536), Some(u32::MAX)] {
+            assert!(!card("network0", MAC, mtu).contains("host_mtu"), "{mtu:?}");
+        }
+        for mtu in [68, 1499, 1501, 65535] {
+            assert!(card("network0", MAC, Some(mtu)).ends_with(&format!(",host_mtu={mtu}")));
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct SandboxConfig {
     pub transport: Transport,
     /// How long the agent may take to answer.
     pub start_limit: Duration,
+    /// How long a running pod's agent may leave a question without an answer.
+    pub answer_limit: Duration,
     /// How long the guest may take to end when it is asked to.
     pub stop_limit: Duration,
     /// Is told of each stage of the start.
@@ -45,7 +47,7 @@ pub struct SandboxConfig {
 }
 
 impl SandboxConfig {
-    /// 512 MiB, one processor, no TPM, UEFI firmware, no ports, two minutes to start.
+    /// 512 MiB, one processor, no TPM, UEFI firmware, no ports, two minutes to start, half a minute to answer.
     pub fn new(guest: GuestImage) -> Self {
         Self {
             guest,
@@ -60,6 +62,7 @@ impl SandboxConfig {
             cgroup_procs: Vec::new(),
             transport: Transport::Auto,
             start_limit: Duration::from_secs(120),
+            answer_limit: Duration::from_secs(30),
             stop_limit: Duration::from_secs(10),
             observer: Observer::default(),
         }

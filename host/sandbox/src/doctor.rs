@@ -1,8 +1,10 @@
 //! Whether this machine can run pods, and what to do if not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::accelerator::{self, Hypervisor};
+use crate::accelerator::{self, Hypervisor, Verdict};
+use crate::error::Error;
+use crate::network::namespace::{self, NamespaceError};
 use crate::process;
 use crate::programs::{Program, QEMU, SWTPM, SWTPM_LOCALCA, SWTPM_SETUP, package_advice};
 use crate::runtime_folder::RuntimeFolder;
@@ -43,6 +45,7 @@ pub async fn check() -> Vec<Check> {
         program("swtpm_localca", SWTPM_LOCALCA),
         runtime_folder(),
         memory(),
+        network_namespaces(),
     ]
 }
 
@@ -55,9 +58,13 @@ fn bad(name: &'static str, detail: impl Into<String>, advice: impl Into<String>)
 }
 
 fn program(name: &'static str, program: Program) -> Check {
-    match program.find() {
-        Ok(path) => good(name, path.display().to_string()),
-        Err(_) => bad(name, "not installed", program.advice()),
+    judge_program(name, program, program.find().ok())
+}
+
+fn judge_program(name: &'static str, program: Program, found: Option<PathBuf>) -> Check {
+    match found {
+        Some(path) => good(name, path.display().to_string()),
+        None => bad(name, "not installed", program.advice()),
     }
 }
 
@@ -95,8 +102,13 @@ fn version_in(text: &str) -> Option<(u32, u32)> {
 }
 
 fn accelerator() -> Check {
+    judge_accelerator(accelerator::open_kvm().map(drop), accelerator::remembered())
+}
+
+/// Pods run in any case; what makes them faster is worth a word.
+fn judge_accelerator(kvm: std::io::Result<()>, remembered: Option<Verdict>) -> Check {
     const SLOW: &str = "pods run on TCG, several times slower";
-    if let Err(error) = accelerator::open_kvm() {
+    if let Err(error) = kvm {
         let advice = match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 "join the group kvm: `usermod -aG kvm $USER`, then log in again"
@@ -106,7 +118,7 @@ fn accelerator() -> Check {
         let detail = format!("no KVM ({error}): {SLOW}");
         return Check { advice: Some(advice.into()), ..good("accelerator", detail) };
     }
-    match accelerator::remembered() {
+    match remembered {
         Some(verdict) if verdict.hypervisor == Hypervisor::Tcg => {
             good("accelerator", format!("{}: {SLOW}", verdict.reason))
         }
@@ -116,18 +128,26 @@ fn accelerator() -> Check {
 }
 
 fn firmware() -> Check {
-    match FIRMWARE.iter().find(|path| Path::new(path).is_file()) {
+    judge_firmware(&FIRMWARE)
+}
+
+fn judge_firmware(places: &[&str]) -> Check {
+    match places.iter().find(|path| Path::new(path).is_file()) {
         Some(path) => good("firmware", *path),
         None => bad(
             "firmware",
-            format!("none of {} exists", FIRMWARE.join(", ")),
+            format!("none of {} exists", places.join(", ")),
             package_advice("ovmf", "edk2-ovmf"),
         ),
     }
 }
 
 fn runtime_folder() -> Check {
-    match RuntimeFolder::create() {
+    judge_runtime_folder(RuntimeFolder::create())
+}
+
+fn judge_runtime_folder(made: Result<RuntimeFolder, Error>) -> Check {
+    match made {
         Ok(folder) => good("runtime folder", format!("{} can be made", folder.join("").display())),
         Err(error) => {
             bad("runtime folder", error.to_string(), "set XDG_RUNTIME_DIR to a folder that you can write")
@@ -155,6 +175,22 @@ fn judge_memory(meminfo: &str) -> Check {
     }
 }
 
+/// Only pods of Kubernetes need it.
+fn network_namespaces() -> Check {
+    judge_network_namespaces(namespace::probe())
+}
+
+fn judge_network_namespaces(probe: Result<(), NamespaceError>) -> Check {
+    const NAME: &str = "network namespaces";
+    match probe {
+        Ok(()) => good(NAME, "VMs can live in those of Kubernetes"),
+        Err(error) => Check {
+            advice: Some(format!("only for Kubernetes: {}", error.hint())),
+            ..good(NAME, format!("a new one {error}: no VM can live in those of Kubernetes"))
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +209,61 @@ mod tests {
         assert!(judge_qemu("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)").ok);
         assert!(judge_qemu("QEMU emulator version 10.0.2").ok);
         assert!(!judge_qemu("sh: not found").ok);
+    }
+
+    #[test]
+    fn what_only_kubernetes_needs_does_not_fail_the_check() {
+        let missing = NamespaceError::Tun(std::io::ErrorKind::NotFound.into());
+        let check = judge_network_namespaces(Err(missing));
+        assert!(check.ok && check.detail.contains("/dev/net/tun"), "{check:?}");
+        let advice = check.advice.unwrap();
+        assert!(advice.starts_with("only for Kubernetes: ") && advice.contains("modprobe tun"), "{advice}");
+        assert_eq!(judge_network_namespaces(Ok(())).advice, None);
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_the_package_that_has_it() {
+        for program in [SWTPM, SWTPM_SETUP, SWTPM_LOCALCA] {
+            let check = judge_program("swtpm", program, None);
+            assert!(!check.ok && check.detail == "not installed", "{check:?}");
+            assert!(check.advice.as_ref().is_some_and(|it| it.contains("swtpm")), "{check:?}");
+        }
+        assert!(judge_program("swtpm", SWTPM, Some("/usr/bin/swtpm".into())).ok);
+    }
+
+    #[test]
+    fn missing_firmware_is_said_with_the_places_that_were_looked_at() {
+        let check = judge_firmware(&["/nowhere/OVMF_CODE.fd", "/nowhere/else.fd"]);
+        assert!(!check.ok && check.detail.contains("/nowhere/OVMF_CODE.fd, /nowhere/else.fd"), "{check:?}");
+        assert!(check.advice.is_some_and(|it| it.contains("ovmf")));
+        // A folder is no firmware.
+        assert!(!judge_firmware(&["/"]).ok);
+        assert!(judge_firmware(&["/nowhere", "/proc/version"]).ok);
+    }
+
+    #[test]
+    fn a_runtime_folder_that_cannot_be_made_is_said_with_the_variable_that_names_it() {
+        let refused = std::io::ErrorKind::PermissionDenied.into();
+        let check = judge_runtime_folder(Err(Error::io("cannot make /run/x")(refused)));
+        assert!(!check.ok && check.detail.starts_with("cannot make /run/x: permission denied"), "{check:?}");
+        assert!(check.advice.is_some_and(|it| it.contains("XDG_RUNTIME_DIR")));
+    }
+
+    #[test]
+    fn kvm_that_cannot_be_used_is_advice_and_no_failure() {
+        for (kind, advice) in [
+            (std::io::ErrorKind::PermissionDenied, "usermod -aG kvm"),
+            (std::io::ErrorKind::NotFound, "nested virtualisation"),
+        ] {
+            let check = judge_accelerator(Err(kind.into()), None);
+            assert!(check.ok && check.detail.contains("TCG"), "{check:?}");
+            assert!(check.advice.as_ref().is_some_and(|it| it.contains(advice)), "{check:?}");
+        }
+        let found = |hypervisor| accelerator::tests::verdict(hypervisor);
+        let check = judge_accelerator(Ok(()), Some(found(Hypervisor::Tcg)));
+        assert_eq!(check.detail, "it did: pods run on TCG, several times slower");
+        assert_eq!(judge_accelerator(Ok(()), Some(found(Hypervisor::Kvm))).detail, "it did");
+        assert!(judge_accelerator(Ok(()), None).detail.contains("the first pod finds out"));
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::exit::ExitReason;
+use sealpod_agent_protocol::CallError;
 
-/// Why a VM could not be started. [`Error::hint`] says what to do.
+use crate::exit::ExitReason;
+use crate::network::namespace::NamespaceError;
+
+/// Why a VM could not be started, or a pod cannot go on. [`Error::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A program that is needed is not installed.
@@ -44,12 +47,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The pod's network namespace cannot be used.
-    #[error("{what}: {source}")]
+    #[error("the network namespace {} {source}", path.display())]
     Namespace {
-        /// Which, and what was being done.
-        what: String,
-        /// What the system says.
-        source: io::Error,
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: NamespaceError,
     },
     /// A file, folder or socket cannot be used.
     #[error("{what}: {source}")]
@@ -82,6 +85,23 @@ pub enum Error {
         /// The console's last lines.
         console: String,
     },
+    /// The VM ended under a running pod.
+    #[error("the VM ended: {0}")]
+    Ended(ExitReason),
+    /// A file of this machine's fails under the guest's disk.
+    #[error("this machine cannot keep what the guest writes to its disk: {reason}")]
+    Disk {
+        /// What the system says.
+        reason: String,
+    },
+    /// The VM runs, but its agent cannot be talked to any more.
+    #[error("the guest's agent does not answer any more: {reason}; the console's last lines:\n{console}")]
+    Silent {
+        /// What was tried.
+        reason: CallError,
+        /// The console's last lines.
+        console: String,
+    },
 }
 
 impl Error {
@@ -93,12 +113,14 @@ impl Error {
             Self::Port { .. } => {
                 "choose another port, port 0 for any free one, or find who has it with `ss -ltnp`".into()
             }
-            Self::Namespace { .. } => {
-                "it takes root, /dev/net/tun, and the kernel's sch_ingress, cls_u32 and act_mirred".into()
-            }
+            Self::Namespace { source, .. } => source.hint().into(),
             Self::Configuration { .. } => return None,
+            Self::Disk { .. } => {
+                "make room, or set XDG_RUNTIME_DIR to a folder with more of it: the disk grows as it is used"
+                    .into()
+            }
             Self::Io { .. } | Self::Tpm { .. } => "`sealpod doctor` checks this machine".into(),
-            Self::Died(_) | Self::NotReady { .. } => {
+            Self::Died(_) | Self::NotReady { .. } | Self::Ended(_) | Self::Silent { .. } => {
                 "the console's lines above say how far the guest came; more memory or time may help".into()
             }
         };

@@ -19,7 +19,6 @@ mod programs;
 mod qmp;
 mod runtime_folder;
 mod sandbox;
-
 mod tpm;
 pub mod tpm_authority;
 mod transport;
@@ -29,6 +28,7 @@ pub use config::{Accelerator, Observer, SandboxConfig, Stage, Tpm, Transport};
 pub use error::Error;
 pub use exit::{Ending, ExitReason};
 pub use guest_image::GuestImage;
+pub use network::namespace::NamespaceError;
 pub use network::{Network, PortForward, PortForwardError};
 pub use runtime_folder::remove_abandoned;
 pub use sandbox::{Sandbox, Timings};

@@ -1,5 +1,6 @@
 //! The VM's network: QEMU's user networking with ports of this machine that lead into it, or a namespace of CNI's.
 
+mod interfaces;
 pub(crate) mod namespace;
 mod netlink;
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 
+use rustix::event::EventfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -35,6 +36,38 @@ impl Process {
                 Err(error)
             }
         }
+    }
+
+    /// The same for a program that begins with steps of ours; `program` names it in the error.
+    ///
+    /// # Errors
+    /// If a step fails, with its own words; if the program does not start.
+    pub(crate) fn start(program: &str, mut command: Command, mut steps: Vec<Step>) -> Result<Self, Error> {
+        let cannot = || format!("cannot start {program}");
+        let failures: Vec<_> = steps.iter().map(|step| step.failure.clone()).collect();
+        // A child that does not begin can give the error's number, but not say where; that it writes here.
+        let failed = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::io(cannot())(error.into()))?;
+        let tell = failed.try_clone().map_err(Error::io(cannot()))?;
+        let take_steps = move || {
+            for (number, step) in (1u64..).zip(&mut steps) {
+                (step.run)().inspect_err(|_| {
+                    // Without it the error has no place, but is told all the same.
+                    let _ = rustix::io::write(&tell, &number.to_ne_bytes());
+                })?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec only async-signal-safe functions may run; this is one system call, and what
+        // steps promise when they are made.
+        unsafe { command.pre_exec(take_steps) };
+        Self::spawn(command).map_err(|error| {
+            let mut number = [0; 8];
+            let written = rustix::io::read(&failed, &mut number).is_ok();
+            let number = usize::try_from(u64::from_ne_bytes(number)).unwrap_or(0);
+            let failure = failures.into_iter().nth(number.wrapping_sub(1)).filter(|_| written);
+            Error::io(failure.unwrap_or_else(cannot))(error)
+        })
     }
 
     /// Waits for its end. Loses nothing when cancelled.
@@ -157,19 +190,36 @@ mod spawner {
     }
 }
 
-/// Has a command's process enter control groups before it does anything.
-pub(crate) fn join_cgroups(command: &mut Command, procs: &[PathBuf]) -> Result<(), Error> {
-    for path in procs {
-        let file = File::options().write(true).open(path);
-        let file =
-            file.map_err(Error::io(format!("cannot enter the control group of {}", path.display())))?;
+/// Something that a child does before it becomes its program.
+pub(crate) struct Step {
+    /// What it means that it fails, as "cannot do this or that".
+    failure: String,
+    run: Box<dyn FnMut() -> io::Result<()> + Send + Sync>,
+}
+
+impl Step {
+    /// # Safety
+    /// It runs between fork and exec in a program of several threads: it may only call what is async-signal-safe
+    /// (signal-safety(7)), and must not allocate.
+    pub(crate) unsafe fn new(
+        failure: impl Into<String>,
+        run: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { failure: failure.into(), run: Box::new(run) }
+    }
+}
+
+/// Steps by which a child enters control groups.
+pub(crate) fn join_cgroups(procs: &[PathBuf]) -> Result<Vec<Step>, Error> {
+    let step = |path: &PathBuf| {
+        let failure = format!("cannot enter the control group of {}", path.display());
+        let file = File::options().write(true).open(path).map_err(Error::io(failure.clone()))?;
         // A process is its own 0.
         let enter = move || (&file).write_all(b"0");
-        // SAFETY: between fork and exec only async-signal-safe functions may run; this is one system call, and
-        // nothing is allocated.
-        unsafe { command.pre_exec(enter) };
-    }
-    Ok(())
+        // SAFETY: this is one system call, and nothing is allocated.
+        Ok(unsafe { Step::new(failure, enter) })
+    };
+    procs.iter().map(step).collect()
 }
 
 /// A command without standard input, whose outputs go nowhere unless redirected.
@@ -206,6 +256,67 @@ mod tests {
         // A zombie counts as gone: it runs no more.
         std::fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    }
+
+    /// A control group that is removed when dropped.
+    struct Cgroup(PathBuf);
+
+    impl Cgroup {
+        /// Of cgroup v2 where that is mounted, else of one controller.
+        fn new() -> Self {
+            let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup", "/sys/fs/cgroup/pids"].map(Path::new);
+            let mount = mounts.into_iter().find(|mount| mount.join("cgroup.procs").exists());
+            let folder =
+                mount.expect("control groups are mounted").join(format!("sealpod-{}", std::process::id()));
+            std::fs::create_dir(&folder).expect("control groups are made by root: run these tests as root");
+            Self(folder)
+        }
+
+        fn procs(&self) -> PathBuf {
+            self.0.join("cgroup.procs")
+        }
+    }
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            std::fs::remove_dir(&self.0).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_is_in_its_control_groups_before_it_runs() {
+        let group = Cgroup::new();
+        let steps = join_cgroups(&[group.procs()]).unwrap();
+        let process = Process::start("sleep", sleeper(), steps).unwrap();
+        assert_eq!(std::fs::read_to_string(group.procs()).unwrap(), format!("{}\n", process.id()));
+        drop(process);
+        // Its children are born in them too: nothing of it is outside at any time.
+        let mut shell = command("sh");
+        let output = capture(&mut shell).unwrap();
+        shell.args(["-c", "cat /proc/self/cgroup"]);
+        let steps = join_cgroups(&[group.procs()]).unwrap();
+        Process::start("sh", shell, steps).unwrap().exited().await.unwrap();
+        let name = group.0.file_name().unwrap().to_str().unwrap();
+        assert!(text_of(output).unwrap().contains(&format!("/{name}\n")));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_cannot_enter_its_control_group_does_not_run_and_says_which() {
+        let error = join_cgroups(&["/nowhere/cgroup.procs".into()]).err().unwrap().to_string();
+        assert!(error.starts_with("cannot enter the control group of /nowhere/cgroup.procs: "), "{error}");
+        // Opens, and takes no bytes.
+        let folder = tempfile::tempdir().unwrap();
+        let (good, ran) = (folder.path().join("cgroup.procs"), folder.path().join("ran"));
+        File::create(&good).unwrap();
+        let steps = join_cgroups(&[good.clone(), "/dev/full".into()]).unwrap();
+        let mut touch = command("touch");
+        touch.arg(&ran);
+        let error = Process::start("touch", touch, steps).unwrap_err().to_string();
+        assert!(error.starts_with("cannot enter the control group of /dev/full: No space left"), "{error}");
+        assert_eq!(std::fs::read(&good).unwrap(), b"0");
+        assert!(!ran.exists());
+        let error = Process::start("the program", command("/nowhere/program"), Vec::new()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot start the program: No such file"), "{error}");
     }
 
     #[tokio::test]

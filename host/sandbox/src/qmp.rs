@@ -1,4 +1,4 @@
-//! QEMU's own control connection (QMP): why the machine shut down, and a request to end.
+//! QEMU's own control connection (QMP): why the machine shut down, what its disk suffers, and a request to end.
 
 use std::io;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(crate) struct Qmp {
 struct Events {
     /// The reason of the last SHUTDOWN event.
     shutdown: Option<Arc<str>>,
+    /// What this machine answered instead of reading or writing for the guest.
+    disk: Option<Arc<str>>,
     ended: bool,
 }
 
@@ -31,11 +33,11 @@ struct Events {
 #[derive(Debug, Deserialize)]
 struct Message {
     event: Option<String>,
-    data: Option<Shutdown>,
+    data: Option<Data>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Shutdown {
+struct Data {
     reason: Option<String>,
 }
 
@@ -63,6 +65,18 @@ impl Qmp {
         let last = events.wait_for(|events| events.ended).await;
         last.ok().and_then(|events| events.shutdown.clone())
     }
+
+    /// Waits until a file of this machine's fails under the guest's disk, and says how; for ever if none does.
+    pub(crate) fn disk_error(&self) -> impl Future<Output = Arc<str>> + use<> {
+        let mut events = self.events.clone();
+        async move {
+            let failed = events.wait_for(|events| events.disk.is_some()).await;
+            match failed.ok().and_then(|events| events.disk.clone()) {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>) {
@@ -75,12 +89,16 @@ async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>) 
             _ => return,
         }
         // Of another shape are answers and events that do not matter.
-        if let Ok(Message { event: Some(event), data: Some(Shutdown { reason: Some(reason) }) }) =
+        let Ok(Message { event: Some(event), data: Some(Data { reason: Some(reason) }) }) =
             serde_json::from_slice(&line)
-            && event == "SHUTDOWN"
-        {
-            events.send_modify(|events| events.shutdown = Some(reason.into()));
-        }
+        else {
+            continue;
+        };
+        events.send_modify(|events| match event.as_str() {
+            "SHUTDOWN" => events.shutdown = Some(reason.into()),
+            "BLOCK_IO_ERROR" => events.disk = Some(reason.into()),
+            _ => {}
+        });
     }
 }
 
@@ -118,6 +136,17 @@ mod tests {
     async fn other_events_and_garbage_are_no_shutdown() {
         let said = b"{\"event\":\"STOP\",\"data\":{\"reason\":\"x\"}}\nnot json\n{\"event\":\"SHUTDOWN\"}\n";
         assert_eq!(reason_after(said).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_is_heard_while_the_machine_runs() {
+        let (ours, mut qemus) = UnixStream::pair().unwrap();
+        let qmp = Qmp::begin(ours).await.unwrap();
+        let said =
+            b"{\"event\":\"BLOCK_IO_ERROR\",\"data\":{\"device\":\"ephemeral\",\"operation\":\"write\",\
+            \"action\":\"report\",\"nospace\":true,\"reason\":\"No space left on device\"}}\r\n";
+        qemus.write_all(said).await.unwrap();
+        assert_eq!(&*qmp.disk_error().await, "No space left on device");
     }
 
     #[tokio::test]

@@ -17,8 +17,12 @@ pub struct Sandbox {
     vm: Vm,
     agent: Client,
     timings: Timings,
+    answer_limit: Duration,
     stop_limit: Duration,
 }
+
+/// How long after the loss of the connection the VM's end may come that explains it.
+const DEATH_TIME: Duration = Duration::from_secs(3);
 
 /// How long a start took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +65,8 @@ impl Sandbox {
         // A guest may be silent on its console; it was heard at the latest when its agent answered.
         let first_byte = first_byte.map_or(ready, |at: Instant| at.saturating_duration_since(spawned));
         let timings = Timings { prepared: spawned.saturating_duration_since(began), first_byte, ready };
-        Ok(Self { vm, agent, timings, stop_limit: config.stop_limit })
+        let (answer_limit, stop_limit) = (config.answer_limit, config.stop_limit);
+        Ok(Self { vm, agent, timings, answer_limit, stop_limit })
     }
 
     /// The connection to the agent.
@@ -79,13 +84,11 @@ impl Sandbox {
         self.vm.ports()
     }
 
-    /// What the agent needs to know about the network, for its `StartPod`. Who made a namespace knows its name servers.
+    /// What the agent needs to know about the network, for its `StartPod`. In a namespace this is what its interfaces
+    /// have; their name servers are known to who made it.
     pub fn pod_network(&self) -> (Vec<Interface>, Dns) {
         match self.vm.namespace() {
-            Some(namespace) => {
-                let interfaces = namespace.cards().iter().map(|card| card.interface.clone());
-                (interfaces.collect(), Dns::default())
-            }
+            Some(namespace) => (namespace.interfaces().cloned().collect(), Dns::default()),
             None => network::user_network(),
         }
     }
@@ -103,6 +106,25 @@ impl Sandbox {
     /// Waits for the VM's end and says how it came.
     pub async fn exited(&mut self) -> ExitReason {
         self.vm.exited().await
+    }
+
+    /// Waits until the pod cannot go on, and says why: the VM ended, its agent does not answer any more,
+    /// or this machine has no room for what it writes.
+    pub async fn failed(&mut self) -> Error {
+        let disk_error = self.vm.disk_error();
+        let reason = tokio::select! {
+            biased;
+            reason = disk_error => return Error::Disk { reason: (*reason).into() },
+            reason = self.vm.exited() => return Error::Ended(reason),
+            reason = self.agent.silent(self.answer_limit) => reason,
+        };
+        // QEMU closes the connection a moment before it ends.
+        if matches!(reason, CallError::Lost { .. })
+            && let Ok(reason) = tokio::time::timeout(DEATH_TIME, self.vm.exited()).await
+        {
+            return Error::Ended(reason);
+        }
+        Error::Silent { reason, console: self.vm.console_tail() }
     }
 
     /// Ends the pod: asks the agent to, then QEMU, then kills what is left.

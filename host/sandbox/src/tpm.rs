@@ -47,7 +47,6 @@ pub(crate) async fn start(
         .args(["socket", "--tpm2", "--terminate", "--ctrl", "type=unixio,fd=0", "--tpmstate"])
         .arg(state_option)
         .stdin(OwnedFd::from(listener));
-    process::join_cgroups(&mut swtpm, cgroup_procs)?;
-    let process = Process::spawn(swtpm).map_err(Error::io("cannot start swtpm"))?;
+    let process = Process::start("swtpm", swtpm, process::join_cgroups(cgroup_procs)?)?;
     Ok(EmulatedTpm { _process: process, socket })
 }

@@ -1,9 +1,9 @@
 //! A running machine: QEMU, its TPM, its console, and the folder that goes with them.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, unix::pipe};
@@ -61,20 +61,20 @@ impl Vm {
             accelerator::decide(config.accelerator, &config.guest)
         )?;
         config.observer.reached(Stage::TpmReady, began.elapsed());
-        let prepared =
+        let mut prepared =
             Prepared::new(config, hypervisor, tpm.as_ref().map(|tpm| tpm.socket.clone()), &folder)?;
 
         let mut qemu = process::command(program);
         qemu.args(&prepared.arguments).stderr(Stdio::piped());
-        process::join_cgroups(&mut qemu, &config.cgroup_procs)?;
+        let mut steps = process::join_cgroups(&config.cgroup_procs)?;
         if let Some(namespace) = &prepared.namespace {
-            let enter = namespace.enter_in_child().map_err(Error::io("cannot keep the network namespace"))?;
-            // SAFETY: between fork and exec only async-signal-safe functions may run; these are system calls, and
-            // nothing is allocated.
-            unsafe { qemu.pre_exec(enter) };
+            steps.push(namespace.enter_in_child()?);
         }
         let spawned = Instant::now();
-        let mut qemu = Process::spawn(qemu).map_err(Error::io("cannot start QEMU"))?;
+        let mut qemu = Process::start("QEMU", qemu, steps)?;
+        if let Some(namespace) = &mut prepared.namespace {
+            namespace.release_taps();
+        }
         config.observer.reached(Stage::Spawned, began.elapsed());
         let stderr = follow_stderr(&mut qemu)?;
         let connected = tokio::select! {
@@ -111,6 +111,11 @@ impl Vm {
         let (success, status) = describe(status);
         let ending = Ending::new(reason.as_deref(), status, success, self.stderr.tail());
         ExitReason { ending, console: self.console.tail() }
+    }
+
+    /// Waits until this machine fails to keep what the guest writes to its disk, and says how; for ever if it does not.
+    pub(crate) fn disk_error(&self) -> impl Future<Output = Arc<str>> + use<> {
+        self.qmp.disk_error()
     }
 
     /// The console's last lines, control characters removed.
@@ -198,7 +203,7 @@ impl Prepared {
             Network::User { .. } => None,
             Network::Namespace { path } => Some(Namespace::join(path)?),
         };
-        let network = namespace.as_ref().map_or(Cards::User { ports: &ports }, Cards::of);
+        let network = namespace.as_ref().map_or(Cards::User { ports: &ports }, |it| Cards::Taps(it.cards()));
         let machine =
             Machine { config, hypervisor, network, variables, disk, console, qmp, tpm, channel: agent };
         let arguments = machine.arguments();

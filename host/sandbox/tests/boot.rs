@@ -1,10 +1,16 @@
-//! A real machine with a real kernel: the one test of this crate that boots. Guests with an agent are
-//! booted by the tests of the whole.
+//! Real machines with a real kernel: how they end. Pods in them are tested by the tests of the whole.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use sealpod_sandbox::{Ending, Error, GuestImage, Network, Observer, Sandbox, SandboxConfig, Stage};
+use rustix::process::{Pid, Signal, kill_process};
+use sealpod_sandbox::{
+    Accelerator, Ending, Error, GuestImage, Network, Observer, Sandbox, SandboxConfig, Stage,
+};
+
+/// Held by each test: what one leaves behind must not be taken for another's.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The folder of the guest that `make guest` builds.
 fn guest() -> GuestImage {
@@ -25,6 +31,7 @@ fn runtime_folders() -> Vec<PathBuf> {
 /// accelerator noticed.
 #[tokio::test]
 async fn a_guest_that_dies_is_reported_with_its_last_words_and_leaves_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let initrd = folder.path().join("initrd.cpio");
     // An archive of nothing: the kernel finds no init and no root file system.
@@ -54,5 +61,56 @@ async fn a_guest_that_dies_is_reported_with_its_last_words_and_leaves_nothing() 
         *stages.lock().unwrap(),
         [Stage::Preparing, Stage::TpmReady, Stage::Spawned, Stage::FirstByte]
     );
+    assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_guest_that_never_answers_is_given_up_with_its_last_words_and_leaves_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = folder.path().join("initrd.cpio");
+    std::fs::write(&initrd, [0; 512]).unwrap();
+    // Its kernel panics, and stays as it is.
+    let guest = GuestImage { initrd, cmdline: "console=ttyS0 panic=0".into(), ..guest() };
+    let start_limit = Duration::from_secs(10);
+    let config = SandboxConfig {
+        firmware: false,
+        accelerator: Accelerator::Tcg,
+        start_limit,
+        ..SandboxConfig::new(guest)
+    };
+
+    let error = Sandbox::start(config).await.unwrap_err();
+
+    let Error::NotReady { limit, stage, console } = &error else { panic!("{error}") };
+    assert_eq!((*limit, stage.as_str()), (start_limit, "the guest writes to its console"), "{error}");
+    assert!(!console.is_empty(), "{error}");
+    assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_pod_whose_machine_hangs_or_ends_is_told_to_have_failed_and_why() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let config = SandboxConfig {
+        firmware: false,
+        answer_limit: Duration::from_secs(2),
+        ..SandboxConfig::new(guest())
+    };
+    let mut sandbox = Sandbox::start(config).await.unwrap();
+    let qemu = Pid::from_raw(sandbox.pid().cast_signed()).unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(3), sandbox.failed()).await;
+    assert!(early.is_err(), "a guest that answers: {early:?}");
+
+    kill_process(qemu, Signal::STOP).unwrap();
+    let error = sandbox.failed().await;
+    assert!(matches!(error, Error::Silent { .. }), "{error}");
+    assert!(error.to_string().contains("no answer to Info within 2s"), "{error}");
+
+    kill_process(qemu, Signal::KILL).unwrap();
+    let error = sandbox.failed().await;
+    let Error::Ended(reason) = &error else { panic!("{error}") };
+    assert!(matches!(reason.ending, Ending::Failed { .. }), "{error}");
+    assert!(!reason.console.is_empty(), "{error}");
+    drop(sandbox);
     assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
 }

@@ -140,7 +140,7 @@ mod tests {
         for (file, text) in [("cpuset.cpus", "0-1\n"), ("cpuset.mems", "0\n"), ("cgroup.procs", "")] {
             fs::write(cpuset.join(file), text).unwrap();
         }
-        assert_eq!(hierarchies(root.path()), [cpuset.clone()]);
+        assert_eq!(hierarchies(root.path()), std::slice::from_ref(&cpuset));
         make(&cpuset, Path::new("a/b")).unwrap();
         assert_eq!(fs::read_to_string(cpuset.join("a/b/cpuset.cpus")).unwrap(), "0-1");
     }

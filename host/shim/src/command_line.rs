@@ -12,6 +12,8 @@ pub enum Action {
     Delete,
     /// Serve: what `Start` runs in the background.
     Serve,
+    /// Print what this runtime is and can do, in containerd's words.
+    Info,
     /// Print the version.
     Version,
     /// Print the help.
@@ -66,6 +68,7 @@ containerd runs it; people configure it as the runtime of a RuntimeClass (versio
       ConfigPath = \"/etc/sealpod/shim.toml\"
 
 Usage: containerd-shim-sealpod-v2 -namespace NAME -id ID -address SOCKET [-bundle FOLDER] [-debug] start|delete
+       containerd-shim-sealpod-v2 -info
        containerd-shim-sealpod-v2 -v
 ";
 
@@ -108,6 +111,7 @@ impl CommandLine {
                 // Events go over containerd's ttrpc socket, not by its program.
                 "publish-binary" | "socket" => drop(value()?),
                 "debug" => parsed.debug = true,
+                "info" => return Ok(Self { action: Action::Info, ..parsed }),
                 "v" | "version" => return Ok(Self { action: Action::Version, ..parsed }),
                 "h" | "help" => return Ok(Self { action: Action::Help, ..parsed }),
                 _ => return Err(Error::Unknown(word)),
@@ -166,5 +170,11 @@ mod tests {
         assert_eq!(parse("-id a -namespace b -x start"), Err(Error::Unknown("-x".into())));
         assert_eq!(parse("-id a -namespace b restart"), Err(Error::Unknown("restart".into())));
         assert_eq!(parse("-v").unwrap().action, Action::Version);
+    }
+
+    #[test]
+    fn containerd_2_asks_what_the_runtime_is() {
+        let line = parse("-namespace default -address /c.sock -publish-binary /c -id x -info").unwrap();
+        assert_eq!(line.action, Action::Info);
     }
 }

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 
+use crate::bootstrap;
 use crate::cgroup::Cgroup;
 use crate::command_line::CommandLine;
 use crate::error::Error;
@@ -22,7 +23,7 @@ const ADDRESS: &str = "address";
 /// Socket addresses have 108 bytes.
 const LONGEST_ID: usize = 76;
 
-/// Gives the address of the pod's shim, which it starts for the pod's sandbox.
+/// Gives the address of the pod's shim, which it starts for the pod's sandbox, in the form that containerd understands.
 ///
 /// # Errors
 /// If the bundle cannot be read, or the shim does not begin to serve.
@@ -36,7 +37,7 @@ pub fn start(line: &CommandLine) -> Result<String, Error> {
     };
     std::fs::write(bundle.join(ADDRESS), &address)
         .map_err(Error::io("cannot write the bundle's address file"))?;
-    Ok(address)
+    Ok(bootstrap::start_answer(&address, std::env::var(bootstrap::MAX_SHIM_VERSION).ok().as_deref()))
 }
 
 /// Removes what a container's shim left that is gone, and says how the container ended.

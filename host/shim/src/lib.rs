@@ -1,11 +1,12 @@
 //! containerd's runtime v2 shim for pods in measured VMs: one process for a pod, started by containerd.
 //!
-//! [`command_line`] is what containerd calls, [`launch`] starts the process that stays, [`serve`] is that process:
+//! [`command_line`] is what containerd calls, `bootstrap` how its versions differ, [`launch`] starts the process that stays, [`serve`] is that process:
 //! `service` answers containerd's Task API (containerd.task.v2), `pod` has the VM and its containers, `process` one
 //! process with its streams, `specification` what containerd's words mean in the guest's.
 //!
 //! It holds no secret: everything that passes through it, the guest's policy let out or the owner encrypted.
 
+mod bootstrap;
 mod cgroup;
 pub mod command_line;
 mod config;
@@ -21,5 +22,6 @@ mod specification;
 mod streams;
 mod volumes;
 
+pub use bootstrap::info;
 pub use error::Error;
 pub use serve::serve;

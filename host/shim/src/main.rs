@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use sealpod_shim::command_line::{Action, CommandLine, HELP};
-use sealpod_shim::{Error, launch, serve};
+use sealpod_shim::{Error, info, launch, serve};
 
 fn main() -> ExitCode {
     let line = match CommandLine::parse(std::env::args_os().skip(1)) {
@@ -29,6 +29,7 @@ fn run(line: &CommandLine) -> Result<(), Error> {
         Action::Start => launch::start(line)?.into_bytes(),
         Action::Delete => launch::delete(line)?,
         Action::Serve => return serve(line),
+        Action::Info => info()?,
         Action::Version => format!("containerd-shim-sealpod-v2 {}\n", env!("CARGO_PKG_VERSION")).into_bytes(),
         Action::Help => HELP.as_bytes().to_vec(),
     };

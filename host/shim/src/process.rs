@@ -40,8 +40,9 @@ impl Exit {
 }
 
 impl From<ExitStatus> for Exit {
+    /// As the guest tells it, at the time when it does: the guest's clock is not this machine's.
     fn from(status: ExitStatus) -> Self {
-        Self { code: status.code.into(), at_ms: status.exited_at_ms, out_of_memory: status.out_of_memory }
+        Self { out_of_memory: status.out_of_memory, ..Self::now(status.code.into()) }
     }
 }
 

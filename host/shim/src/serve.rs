@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tracing_subscriber::EnvFilter;
 
+use crate::bootstrap;
 use crate::command_line::CommandLine;
 use crate::error::Error;
 use crate::events::{self, Events};
@@ -44,7 +44,7 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let service = Service::new(line.id.clone(), events, done.clone());
     let socket = launch::socket(&line.id);
     let address = format!("unix://{}", socket.display());
-    let mut server = Server::new().bind(&address)?.register_service(create_task(Arc::new(service)));
+    let mut server = Server::new().bind(&address)?.register_service(bootstrap::services(&Arc::new(service)));
     server.start().await?;
     announce(&address)?;
 

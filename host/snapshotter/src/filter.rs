@@ -1,5 +1,7 @@
 //! containerd's filters, as far as it sends them to snapshotters: `field==value` joined by commas, where a field is
 //! `name`, `parent`, `kind` or `labels."some.label"`. A record must satisfy one filter of several.
+//!
+//! Quoted words have the escapes of Go, for containerd writes them with its `%q`.
 
 use crate::records::{Kind, Record};
 
@@ -56,9 +58,7 @@ impl Term {
         };
         match self.operator {
             Operator::Present => actual.is_some_and(|actual| !actual.is_empty()),
-            Operator::Equal => {
-                actual.is_some_and(|actual| actual.eq_ignore_ascii_case(&self.value) || actual == self.value)
-            }
+            Operator::Equal => actual == Some(self.value.as_str()),
             Operator::NotEqual => actual != Some(self.value.as_str()),
         }
     }
@@ -108,23 +108,46 @@ fn term(text: &str) -> Option<(Term, &str)> {
 fn word<'a>(text: &'a str, ends: &[char]) -> Option<(String, &'a str)> {
     if let Some(quoted) = text.strip_prefix('"') {
         let mut value = String::new();
-        let mut characters = quoted.char_indices();
-        while let Some((at, character)) = characters.next() {
-            match character {
-                '"' => return Some((value, &quoted[at + 1..])),
-                '\\' => value.push(characters.next()?.1),
+        let mut characters = quoted.chars();
+        loop {
+            match characters.next()? {
+                '"' => return Some((value, characters.as_str())),
+                '\\' => value.push(escaped(&mut characters)?),
                 other => value.push(other),
             }
         }
-        return None;
     }
     let end = text.find(ends).unwrap_or(text.len());
     (end > 0).then(|| (text[..end].to_owned(), &text[end..]))
 }
 
+/// What stands behind a backslash. A byte that is no character on its own (`\xff`) is in no name of ours.
+fn escaped(characters: &mut std::str::Chars<'_>) -> Option<char> {
+    let digits = match characters.next()? {
+        same @ ('\\' | '"' | '\'') => return Some(same),
+        'a' => return Some('\x07'),
+        'b' => return Some('\x08'),
+        'f' => return Some('\x0c'),
+        'n' => return Some('\n'),
+        'r' => return Some('\r'),
+        't' => return Some('\t'),
+        'v' => return Some('\x0b'),
+        'x' => 2,
+        'u' => 4,
+        'U' => 8,
+        _ => return None,
+    };
+    let mut code = 0;
+    for _ in 0..digits {
+        code = code << 4 | characters.next()?.to_digit(16)?;
+    }
+    char::from_u32(code).filter(|_| digits > 2 || code < 0x80)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::Place;
 
     fn record() -> Record {
         Record {
@@ -134,8 +157,7 @@ mod tests {
             labels: [("containerd.io/gc.root".into(), "yes".into())].into(),
             created_ms: 0,
             updated_ms: 0,
-            guest: true,
-            users: Vec::new(),
+            place: Place::Guest,
             usage: (0, 0),
         }
     }
@@ -155,11 +177,34 @@ mod tests {
         assert!(takes(&["name!=other"]));
         assert!(!takes(&["kind==committed,parent==other"]));
         assert!(!takes(&["labels.other==yes", "labels.other"]));
+        assert!(!takes(&["labels.\"containerd.io/gc.root\"==YES"]));
+        assert!(!takes(&["name==Name"]));
+    }
+
+    #[test]
+    fn quoted_words_are_read_as_go_writes_them() {
+        let mut record = record();
+        record.parent = "a\"b\\c,d\ne\u{7f}é".into();
+        let filter = r#"parent=="a\"b\\c,d\ne\x7f\u00e9""#;
+        assert!(Filters::parse(&[filter.into()]).unwrap().take("name", &record));
+        record.parent = String::new();
+        assert!(Filters::parse(&["parent==\"\"".into()]).unwrap().take("name", &record));
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for filter in ["size>3", "kind=committed", "labels.\"open==x", ",", "kind==a,,"] {
+        for filter in [
+            "size>3",
+            "kind=committed",
+            "labels.\"open==x",
+            ",",
+            "kind==a,,",
+            "name~=x",
+            r#"name=="\q""#,
+            r#"name=="\xff""#,
+            r#"name=="\"#,
+            r#"name=="\U00110000""#,
+        ] {
             assert!(Filters::parse(&[filter.into()]).is_err(), "{filter:?}");
         }
     }

@@ -1,28 +1,42 @@
 //! The snapshots' folders: `<root>/snapshots/<number>/{fs,work}`, and `root` for what stands for a guest's.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::collections::HashSet;
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::image_user::USER_OF_IMAGE;
 
 const SNAPSHOTS: &str = "snapshots";
+/// Ends the name of a folder that is being removed.
+const GONE: &str = "gone";
+/// These mean something in overlayfs's options.
+const MEANINGFUL: [char; 3] = [',', ':', '\\'];
 
 /// All folders.
 pub(crate) struct Folders {
-    root: PathBuf,
+    snapshots: PathBuf,
 }
 
 impl Folders {
+    /// Makes the folder, if it is not there. Its path must be one that mount options can have.
     pub(crate) fn open(root: &Path) -> io::Result<Self> {
-        let root = root.join(SNAPSHOTS);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
-        Ok(Self { root })
+        let create = |folder: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        create(root)?;
+        // containerd mounts from its own working directory, so the path must be absolute.
+        let root = root.canonicalize()?;
+        if root.to_str().is_none_or(|path| path.contains(MEANINGFUL)) {
+            let expected = "the path must be UTF-8 without comma, colon and backslash, for overlayfs";
+            return Err(io::Error::new(ErrorKind::InvalidInput, expected));
+        }
+        let snapshots = root.join(SNAPSHOTS);
+        create(&snapshots)?;
+        Ok(Self { snapshots })
     }
 
     fn of(&self, number: u64) -> PathBuf {
-        self.root.join(number.to_string())
+        self.snapshots.join(number.to_string())
     }
 
     /// A layer's files.
@@ -42,19 +56,23 @@ impl Folders {
 
     /// Makes the folders of a snapshot that is written; its root is as its parent's.
     pub(crate) fn make(&self, number: u64, parent: Option<u64>) -> io::Result<()> {
+        self.make_anew(number)?;
         let files = self.files(number);
-        fs::create_dir_all(&files)?;
-        fs::create_dir_all(self.work(number))?;
-        if let Some(parent) = parent {
-            let metadata = fs::metadata(self.files(parent))?;
-            std::os::unix::fs::chown(&files, Some(metadata.uid()), Some(metadata.gid()))?;
-            fs::set_permissions(&files, metadata.permissions())?;
+        fs::create_dir(&files)?;
+        fs::create_dir(self.work(number))?;
+        match parent {
+            Some(parent) => {
+                let metadata = fs::metadata(self.files(parent))?;
+                std::os::unix::fs::chown(&files, Some(metadata.uid()), Some(metadata.gid()))?;
+                fs::set_permissions(&files, metadata.permissions())
+            }
+            None => fs::set_permissions(&files, Permissions::from_mode(0o755)),
         }
-        Ok(())
     }
 
     /// Makes a stand-in, in which container engines find the users whom images name.
     pub(crate) fn make_stand_in(&self, number: u64, users: &[String]) -> io::Result<()> {
+        self.make_anew(number)?;
         let etc = self.stand_in(number).join("etc");
         fs::create_dir_all(&etc)?;
         let mut passwd = fs::File::create(etc.join("passwd"))?;
@@ -68,23 +86,46 @@ impl Folders {
         Ok(())
     }
 
-    /// Removes a snapshot's folders. First under another name: what is half removed is nobody's.
+    /// Numbers are given again where a snapshot could not be made: what that left goes first.
+    fn make_anew(&self, number: u64) -> io::Result<()> {
+        let folder = self.of(number);
+        remove_all(&folder)?;
+        fs::create_dir(&folder)
+    }
+
+    /// Removes a snapshot's folders.
     pub(crate) fn remove(&self, number: u64) -> io::Result<()> {
-        let gone = self.root.join(format!("{number}.gone"));
-        match fs::rename(self.of(number), &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        match self.set_aside(number) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-            Ok(()) => fs::remove_dir_all(gone),
+            Ok(aside) => remove_all(&aside),
         }
     }
 
-    /// Removes the folders that no record knows.
-    pub(crate) fn keep_only(&self, known: impl Fn(u64) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(&self.root)? {
+    /// Gives a folder a name that is nobody's, so that a half removed one is not taken for a snapshot.
+    fn set_aside(&self, number: u64) -> io::Result<PathBuf> {
+        let aside = self.of(number).with_extension(GONE);
+        fs::rename(self.of(number), &aside).map(|()| aside)
+    }
+
+    /// Sets the folders aside whose numbers are not known. No snapshot may be made meanwhile.
+    pub(crate) fn set_others_aside(&self, known: &HashSet<u64>) -> io::Result<()> {
+        for entry in fs::read_dir(&self.snapshots)? {
+            let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+            match number.filter(|number| !known.contains(number)).map(|number| self.set_aside(number)) {
+                Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was set aside, and whatever else is no snapshot's.
+    pub(crate) fn remove_set_aside(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.snapshots)? {
             let entry = entry?;
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            if !number.is_some_and(&known) {
-                fs::remove_dir_all(entry.path())?;
+            if entry.file_name().to_str().is_none_or(|name| name.parse::<u64>().is_err()) {
+                remove_all(&entry.path())?;
             }
         }
         Ok(())
@@ -92,23 +133,38 @@ impl Folders {
 
     /// Bytes on disk, and inodes.
     pub(crate) fn usage(&self, number: u64) -> io::Result<(u64, u64)> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut bytes = 0;
         let mut waiting = vec![self.files(number)];
         while let Some(path) = waiting.pop() {
-            let metadata = match fs::symlink_metadata(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other?,
-            };
+            // Files come and go while a container runs.
+            let Some(metadata) = if_there(fs::symlink_metadata(&path))? else { continue };
             if seen.insert((metadata.dev(), metadata.ino())) {
                 bytes += metadata.blocks() * 512;
             }
             if metadata.is_dir() {
-                for entry in fs::read_dir(&path)? {
+                for entry in if_there(fs::read_dir(&path))?.into_iter().flatten() {
                     waiting.push(entry?.path());
                 }
             }
         }
         Ok((bytes, seen.len() as u64))
     }
+}
+
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Another call may remove it too.
+fn remove_all(path: &Path) -> io::Result<()> {
+    let removed = match if_there(fs::symlink_metadata(path))? {
+        None => return Ok(()),
+        Some(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Some(_) => fs::remove_file(path),
+    };
+    if_there(removed).map(|_| ())
 }

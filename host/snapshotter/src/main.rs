@@ -1,21 +1,32 @@
 //! The program: `sealpod-snapshotter`.
 
+use std::error::Error;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sealpod_snapshotter::{config::Config, serve};
+use sealpod_snapshotter::{Server, config::Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// How many calls work on the disk at once: each takes a thread's memory, and changes wait for one another anyway.
+const DISK_THREADS: usize = 4;
 
 /// Lets a stock containerd leave an image's layers to the guest
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:
-  sealpod-snapshotter --root /var/lib/sealpod/snapshots --address /run/sealpod/snapshotter.sock
+    after_help = "\
+Examples:
+  sealpod-snapshotter
+  sealpod-snapshotter --root /data/snapshots --config /etc/sealpod/snapshotter.toml
 
-In containerd's config.toml (version 2):
+The configuration file says which images are left to guests; `*` stands for any text, and an unknown field is an error:
+  images = [\"registry.example/confidential/*\"]
+
+containerd 1.6 finds it by (config.toml, version 2):
   [proxy_plugins.sealpod]
     type = \"snapshot\"
     address = \"/run/sealpod/snapshotter.sock\"
@@ -23,8 +34,7 @@ In containerd's config.toml (version 2):
     snapshotter = \"sealpod\"
     disable_snapshot_annotations = false
 
-The configuration file says which images are the guests':
-  images = [\"registry.example/confidential/*\"]"
+SIGTERM and SIGINT end it when the calls under way are answered. RUST_LOG says how much it logs (default: info)."
 )]
 struct Arguments {
     /// The folder of the snapshots
@@ -53,21 +63,37 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), String> {
+fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let config = match &arguments.config {
-        Some(path) => Config::load(path).map_err(|error| error.to_string())?,
+        Some(path) => Config::load(path)?,
         None => Config::default(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| error.to_string())?.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().max_blocking_threads(DISK_THREADS).build()?.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
         let ended = async move {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
         };
-        serve(&arguments.root, &arguments.address, arguments.containerd_address, config, ended).await
+        let server = Server::bind(&arguments.root, &arguments.address, arguments.containerd_address, config)?;
+        if let Err(error) = say_ready() {
+            tracing::warn!(%error, "the service manager does not hear that the socket is ready");
+        }
+        Ok(server.serve(ended).await?)
     })
+}
+
+/// Tells the service manager, if it wants to know (sd_notify(3)).
+fn say_ready() -> std::io::Result<()> {
+    let Some(address) = std::env::var("NOTIFY_SOCKET").ok().filter(|address| !address.is_empty()) else {
+        return Ok(());
+    };
+    let address = match address.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&address)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(|_| ())
 }

@@ -1,6 +1,7 @@
 //! What the snapshotter knows: a record for each snapshot, kept so that a kill at any moment loses none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Bound;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,11 @@ use serde::{Deserialize, Serialize};
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const NEXT: &str = "next";
+/// Bytes of the database that stay in memory.
+const CACHE: usize = 2 << 20;
+/// Bytes of names and records after which a page ends. gRPC's usual limit of a message is 4 MiB, and a record may well be
+/// longer than its share.
+const PAGE: usize = 256 << 10;
 
 /// What a snapshot is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +26,17 @@ pub(crate) enum Kind {
     Active,
     /// Finished: others build on it.
     Committed,
+}
+
+/// Where a snapshot's files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Place {
+    /// Here.
+    Host,
+    /// In the guest.
+    Guest,
+    /// Nowhere: containerd unpacks a layer of which the guest has its own.
+    Discarded,
 }
 
 /// One snapshot.
@@ -34,10 +51,7 @@ pub(crate) struct Record {
     /// Milliseconds since the Unix epoch.
     pub(crate) created_ms: u64,
     pub(crate) updated_ms: u64,
-    /// Whether the guest has its content.
-    pub(crate) guest: bool,
-    /// Names of users under which images of this content run.
-    pub(crate) users: Vec<String>,
+    pub(crate) place: Place,
     /// Bytes and inodes, measured when it was committed.
     pub(crate) usage: (u64, u64),
 }
@@ -45,6 +59,8 @@ pub(crate) struct Record {
 /// Why the records cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error("another process uses this folder")]
+    InUse,
     #[error("the records cannot be read or written: {0}")]
     Database(#[from] redb::Error),
     #[error("the records cannot be understood: {0}")]
@@ -65,7 +81,11 @@ pub(crate) struct Change<'a> {
 impl Records {
     /// Opens the records, which one process at a time has.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let database = Database::create(path).map_err(redb::Error::from)?;
+        let opened = Database::builder().set_cache_size(CACHE).create(path);
+        let database = opened.map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Error::InUse,
+            other => Error::Database(other.into()),
+        })?;
         let records = Self { database };
         records.change(|_| Ok::<_, Error>(()))?;
         Ok(records)
@@ -94,16 +114,29 @@ impl Records {
         Ok(found.map(|json| serde_json::from_slice(json.value())).transpose()?)
     }
 
-    /// All records by name.
-    pub(crate) fn all(&self) -> Result<Vec<(String, Record)>, Error> {
+    /// The records behind a name, in the names' order, of which `take` says that they are wanted; as many as make a
+    /// message.
+    pub(crate) fn page(
+        &self,
+        after: &str,
+        take: impl Fn(&str, &Record) -> bool,
+    ) -> Result<Vec<(String, Record)>, Error> {
         let transaction = self.database.begin_read().map_err(redb::Error::from)?;
         let table = transaction.open_table(SNAPSHOTS).map_err(redb::Error::from)?;
-        let mut all = Vec::new();
-        for entry in table.iter().map_err(redb::Error::from)? {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        for entry in table.range::<&str>(behind).map_err(redb::Error::from)? {
             let (name, json) = entry.map_err(redb::Error::from)?;
-            all.push((name.value().to_owned(), serde_json::from_slice(json.value())?));
+            let record = serde_json::from_slice(json.value())?;
+            if take(name.value(), &record) {
+                bytes += name.value().len() + json.value().len();
+                page.push((name.value().to_owned(), record));
+            }
+            if bytes >= PAGE {
+                break;
+            }
         }
-        Ok(all)
+        Ok(page)
     }
 }
 
@@ -125,13 +158,25 @@ impl Change<'_> {
     }
 
     pub(crate) fn has_children(&self, name: &str) -> Result<bool, Error> {
-        for entry in self.snapshots.iter().map_err(redb::Error::from)? {
-            let (_, json) = entry.map_err(redb::Error::from)?;
-            if serde_json::from_slice::<Record>(json.value())?.parent == name {
+        for record in self.all()? {
+            if record?.parent == name {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The numbers of all snapshots.
+    pub(crate) fn numbers(&self) -> Result<HashSet<u64>, Error> {
+        self.all()?.map(|record| Ok(record?.number)).collect()
+    }
+
+    fn all(&self) -> Result<impl Iterator<Item = Result<Record, Error>>, Error> {
+        let entries = self.snapshots.iter().map_err(redb::Error::from)?;
+        Ok(entries.map(|entry| {
+            let (_, json) = entry.map_err(redb::Error::from)?;
+            Ok(serde_json::from_slice(json.value())?)
+        }))
     }
 
     /// A number that no snapshot had before.

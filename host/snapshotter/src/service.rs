@@ -1,14 +1,16 @@
 //! containerd's snapshots service over a unix socket.
 
-use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tokio_stream::{Stream, iter};
-use tonic::transport::Server;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
 use crate::api::snapshots::snapshots_server::{Snapshots as Api, SnapshotsServer};
@@ -20,60 +22,120 @@ use crate::api::snapshots::{
 };
 use crate::config::Config;
 use crate::filter::Filters;
-use crate::image_user::Content;
+use crate::image_user::{Chain, Content, NAMESPACE_HEADER};
 use crate::records::{Kind, Record};
-use crate::snapshots::{Error, Snapshots, target};
+use crate::snapshots::{Error as Refusal, Labels, Snapshots};
 
-/// The manifest of the image that a layer is of, where containerd passes it on.
-const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
-const NAMESPACE_HEADER: &str = "containerd-namespace";
-/// How many entries a message of a list has.
-const LIST_PART: usize = 100;
+/// How long calls under way may take when the server is to end.
+const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The snapshotter, which listens for containerd.
+pub struct Server {
+    listener: UnixListener,
+    address: PathBuf,
+    service: Service,
+}
+
+/// Why containerd cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder of the snapshots cannot be used.
+    #[error("{}: {reason}", root.display())]
+    Root {
+        /// The folder.
+        root: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
+    /// There is something at the socket's path that is not ours to replace.
+    #[error("cannot listen on {}: {found} is there already", address.display())]
+    Occupied {
+        /// The socket's path.
+        address: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}: {source}", address.display())]
+    Listen {
+        /// The socket's path.
+        address: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connections failed.
+    #[error("cannot serve containerd: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+#[derive(Clone)]
 struct Service {
     snapshots: Arc<Snapshots>,
     content: Content,
 }
 
-/// Serves containerd on a socket until `ended` is ready.
-///
-/// `root` is the folder of the snapshots, `containerd` containerd's own socket.
-///
-/// # Errors
-/// If the folder or the socket cannot be used; in one sentence.
-pub async fn serve(
-    root: &Path,
-    address: &Path,
-    containerd: PathBuf,
-    config: Config,
-    ended: impl Future<Output = ()>,
-) -> Result<(), String> {
-    let snapshots = Snapshots::open(root, config).map_err(|error| format!("{}: {error}", root.display()))?;
-    let service = Service { snapshots: Arc::new(snapshots), content: Content::at(containerd) };
-    let listener =
-        listen(address).map_err(|error| format!("cannot listen on {}: {error}", address.display()))?;
-    tracing::info!(address = %address.display(), root = %root.display(), "serving containerd");
-    let served = Server::builder()
-        .add_service(SnapshotsServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended)
-        .await;
-    // Somebody else may have removed it.
-    let _ = std::fs::remove_file(address);
-    served.map_err(|error| error.to_string())
+impl Server {
+    /// Opens the snapshots' folder `root`, and listens on the socket `address`. `containerd` is containerd's own
+    /// socket. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// If another process has the folder or the socket, or one of them cannot be made.
+    pub fn bind(root: &Path, address: &Path, containerd: PathBuf, config: Config) -> Result<Self, Error> {
+        let snapshots = Snapshots::open(root, config)
+            .map_err(|error| Error::Root { root: root.into(), reason: error.to_string() })?;
+        let listener = listen(address)?;
+        let service = Service { snapshots: Arc::new(snapshots), content: Content::at(containerd) };
+        tracing::info!(address = %address.display(), root = %root.display(), "serving containerd");
+        Ok(Self { listener, address: address.into(), service })
+    }
+
+    /// Serves containerd until `ended` is ready and the calls under way are answered, for which they have some seconds;
+    /// then removes the socket.
+    ///
+    /// # Errors
+    /// If the connections fail.
+    pub async fn serve(self, ended: impl Future<Output = ()>) -> Result<(), Error> {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tonic::transport::Server::builder()
+            .add_service(SnapshotsServer::new(self.service))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(self.listener), async {
+                // Without a sender there is nothing to wait for either.
+                let _ = stopped.await;
+            });
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = ended => {
+                drop(stop);
+                // A client that does not answer any more is not waited for.
+                timeout(PATIENCE, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        // Somebody else may have removed it.
+        let _ = std::fs::remove_file(&self.address);
+        Ok(served?)
+    }
 }
 
-/// The socket is root's alone. One that nobody listens on is replaced: who has the folder is the only one.
-fn listen(address: &Path) -> std::io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
+/// Makes the socket, which is root's alone. One on which nobody listens any more is replaced.
+fn listen(address: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::Listen { address: address.into(), source };
     if let Some(folder) = address.parent() {
-        std::fs::create_dir_all(folder)?;
+        std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    match std::fs::remove_file(address) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match std::fs::symlink_metadata(address) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::Occupied { address: address.into(), found: "something that is no socket" });
+        }
+        Ok(_) if UnixStream::connect(address).is_ok() => {
+            return Err(Error::Occupied { address: address.into(), found: "the socket of another process" });
+        }
+        Ok(_) => std::fs::remove_file(address).map_err(failed)?,
     }
-    let listener = UnixListener::bind(address)?;
-    std::fs::set_permissions(address, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(address).map_err(failed)?;
+    std::fs::set_permissions(address, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
 }
 
@@ -81,20 +143,24 @@ impl Service {
     /// Does something with the disk without keeping others waiting.
     async fn with<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Snapshots) -> Result<T, Error> + Send + 'static,
+        job: impl FnOnce(&Snapshots) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Status> {
         let snapshots = self.snapshots.clone();
         let done = tokio::task::spawn_blocking(move || job(&snapshots)).await;
         done.map_err(|error| Status::internal(error.to_string()))?.map_err(status)
     }
 
-    /// The users' names of the image that a layer is of; without them the layer is left to the guest all the same.
-    async fn users(&self, namespace: &str, labels: &HashMap<String, String>) -> Vec<String> {
-        let Some(manifest) = labels.get(MANIFEST) else { return Vec::new() };
-        self.content.users(namespace, manifest).await.unwrap_or_else(|error| {
-            tracing::warn!(manifest, error, "the image's user is not known to the host");
-            Vec::new()
-        })
+    /// The names of users whom the images of a guest's layers name; none for other layers.
+    async fn users(
+        &self,
+        namespace: String,
+        snapshotter: String,
+        parent: String,
+    ) -> Result<Vec<String>, Status> {
+        match self.with(move |snapshots| snapshots.guests_chain(&parent)).await? {
+            Some(id) => Ok(self.content.users(&Chain { namespace, snapshotter, id }).await),
+            None => Ok(Vec::new()),
+        }
     }
 }
 
@@ -103,26 +169,31 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Api for Service {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
-        let namespace = namespace(&request);
-        let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        let sorted = labels.clone().into_iter().collect();
-        if let Some(name) = target(self.snapshots.config(), &sorted).map(str::to_owned) {
-            let users = self.users(&namespace, &labels).await;
-            let (below, noted) = (parent.clone(), sorted.clone());
-            let exists = format!("layer {name} is left to the guest");
-            if self.with(move |snapshots| snapshots.leave_to_guest(&name, &below, noted, &users)).await? {
+        let namespace = namespace(&request, &request.get_ref().key);
+        let PrepareSnapshotRequest { snapshotter, key, parent, labels } = request.into_inner();
+        let labels: Labels = labels.into_iter().collect();
+        if let Some(name) = self.snapshots.target(&labels).map(str::to_owned) {
+            let (below, noted, exists) =
+                (parent.clone(), labels.clone(), format!("layer {name} is left to the guest"));
+            if self.with(move |snapshots| snapshots.leave_to_guest(&name, &below, &noted)).await? {
+                tracing::info!("{exists}");
                 return Err(Status::already_exists(exists));
             }
         }
-        let mounts =
-            self.with(move |snapshots| snapshots.prepare(&key, &parent, Kind::Active, sorted)).await?;
+        let users = self.users(namespace, snapshotter, parent.clone()).await?;
+        let mounts = self
+            .with(move |snapshots| snapshots.prepare(&key, &parent, Kind::Active, labels, &users))
+            .await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
-        let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let namespace = namespace(&request, &request.get_ref().key);
+        let ViewSnapshotRequest { snapshotter, key, parent, labels } = request.into_inner();
         let labels = labels.into_iter().collect();
-        let mounts = self.with(move |snapshots| snapshots.prepare(&key, &parent, Kind::View, labels)).await?;
+        let users = self.users(namespace, snapshotter, parent.clone()).await?;
+        let mounts =
+            self.with(move |snapshots| snapshots.prepare(&key, &parent, Kind::View, labels, &users)).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
 
@@ -160,15 +231,32 @@ impl Api for Service {
         Ok(Response::new(UpdateSnapshotResponse { info: Some(info(name, record)) }))
     }
 
-    type ListStream = Pin<Box<dyn Stream<Item = Result<ListSnapshotsResponse, Status>> + Send>>;
+    type ListStream = ReceiverStream<Result<ListSnapshotsResponse, Status>>;
 
     async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let filters = Filters::parse(&request.into_inner().filters).map_err(Status::invalid_argument)?;
-        let all = self.with(move |snapshots| snapshots.list(&filters)).await?;
-        let infos: Vec<_> = all.into_iter().map(|(name, record)| info(name, record)).collect();
-        let parts: Vec<_> =
-            infos.chunks(LIST_PART).map(|part| Ok(ListSnapshotsResponse { info: part.to_vec() })).collect();
-        Ok(Response::new(Box::pin(iter(parts))))
+        let (service, filters) = (self.clone(), Arc::new(filters));
+        // One part is ready while another is sent.
+        let (parts, stream) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut after = String::new();
+            loop {
+                let (filters, last) = (filters.clone(), after.clone());
+                let part = service.with(move |snapshots| snapshots.list(&filters, &last)).await;
+                let ends = part.as_ref().is_ok_and(Vec::is_empty) || part.is_err();
+                if let Some((name, _)) = part.as_ref().ok().and_then(|part| part.last()) {
+                    after.clone_from(name);
+                }
+                let message = part.map(|part| ListSnapshotsResponse {
+                    info: part.into_iter().map(|(name, record)| info(name, record)).collect(),
+                });
+                // Whoever asked may have gone.
+                if parts.send(message).await.is_err() || ends {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
@@ -183,20 +271,20 @@ impl Api for Service {
     }
 }
 
-/// Of the call; containerd's metadata store prefixes keys with it already, so it matters for containerd's own API only.
-fn namespace<T>(request: &Request<T>) -> String {
-    let value = request.metadata().get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
-    value.unwrap_or("k8s.io").to_owned()
+/// containerd's namespace: the call says it, or else the key, which containerd begins with it.
+fn namespace<T>(request: &Request<T>, key: &str) -> String {
+    let said = request.metadata().get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
+    said.or_else(|| key.split_once('/').map(|(namespace, _)| namespace)).unwrap_or_default().to_owned()
 }
 
-fn status(error: Error) -> Status {
-    let text = error.to_string();
-    match error {
-        Error::NotFound(_) => Status::not_found(text),
-        Error::Exists(_) => Status::already_exists(text),
-        Error::Precondition(_) => Status::failed_precondition(text),
-        Error::Invalid(_) => Status::invalid_argument(text),
-        Error::Records(_) | Error::Io { .. } => {
+fn status(refusal: Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::NotFound(_) => Status::not_found(text),
+        Refusal::Exists(_) => Status::already_exists(text),
+        Refusal::Precondition(_) => Status::failed_precondition(text),
+        Refusal::Invalid(_) => Status::invalid_argument(text),
+        Refusal::Records(_) | Refusal::Io { .. } => {
             tracing::error!("{text}");
             Status::internal(text)
         }

@@ -8,7 +8,7 @@ use crate::api::snapshots::Mount;
 use crate::config::Config;
 use crate::filter::Filters;
 use crate::folders::Folders;
-use crate::records::{self, Change, Kind, Record, Records, now_ms};
+use crate::records::{self, Change, Kind, Place, Record, Records, now_ms};
 
 /// By this label containerd says which snapshot a layer is to become.
 const TARGET: &str = "containerd.io/snapshot.ref";
@@ -36,68 +36,83 @@ fn io_while(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing, source }
 }
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// The snapshotter.
 pub(crate) struct Snapshots {
     records: Records,
     folders: Folders,
     config: Config,
-}
-
-/// What a layer is to become, if it is an image's that is left to the guest.
-pub(crate) fn target<'a>(config: &Config, labels: &'a Labels) -> Option<&'a str> {
-    let image = labels.get(IMAGE).map(String::as_str).unwrap_or_default();
-    labels.get(TARGET).map(String::as_str).filter(|_| config.is_for_guests(image))
+    /// Options that every overlay has.
+    overlay_options: Vec<String>,
 }
 
 impl Snapshots {
     /// Opens the folder, removes what an earlier process left half done.
     pub(crate) fn open(root: &Path, config: Config) -> Result<Self, Error> {
-        let folders = Folders::open(root).map_err(io_while("cannot make the snapshots' folder"))?;
+        let folders = Folders::open(root).map_err(io_while("the snapshots' folder cannot be used"))?;
         let records = Records::open(&root.join("records.redb"))?;
-        let snapshots = Self { records, folders, config };
-        snapshots.clean_up()?;
+        // Where the kernel indexes upper folders by default, it refuses one that moved to another overlay.
+        let indexes = Path::new("/sys/module/overlay/parameters/index").exists();
+        let overlay_options = indexes.then(|| "index=off".to_owned()).into_iter().collect();
+        let snapshots = Self { records, folders, config, overlay_options };
+        if let Err(error) = snapshots.clean_up() {
+            tracing::warn!(%error, "what an earlier process left is still there");
+        }
         Ok(snapshots)
     }
 
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
+    /// What a layer is to become, if its labels say so and it is an image's that is left to the guest.
+    pub(crate) fn target<'a>(&self, labels: &'a Labels) -> Option<&'a str> {
+        labels.get(TARGET).map(String::as_str).filter(|_| self.is_for_guests(labels))
     }
 
-    /// Notes a layer that the guest will have, whose image runs under these users' names.
+    /// Whether an image is left to the guest; where containerd does not name it, whether all are.
+    fn is_for_guests(&self, labels: &Labels) -> bool {
+        self.config.is_for_guests(labels.get(IMAGE).map(String::as_str).unwrap_or_default())
+    }
+
+    /// Notes a layer that the guest will have. It is left to the guest where that is `true`.
     ///
     /// Its parent must be one too, or nothing: a layer on top of one that lies here is unpacked here like it.
-    pub(crate) fn leave_to_guest(
-        &self,
-        name: &str,
-        parent: &str,
-        labels: Labels,
-        users: &[String],
-    ) -> Result<bool, Error> {
+    pub(crate) fn leave_to_guest(&self, name: &str, parent: &str, labels: &Labels) -> Result<bool, Error> {
+        if name.is_empty() {
+            return Err(Error::Invalid("a snapshot needs a name".into()));
+        }
         self.records.change(|change| {
-            if !parent.is_empty() && !committed(change, parent)?.guest {
+            if !parent.is_empty() && committed(change, parent)?.place != Place::Guest {
                 return Ok(false);
             }
             let mut record = match change.get(name)? {
-                Some(known) => known,
-                None => new_record(change, Kind::Committed, parent, labels, true)?,
+                None => new_record(change, Kind::Committed, parent, labels.clone(), Place::Guest)?,
+                Some(known) if known.is_guests_layer_on(parent) => known,
+                Some(_) => {
+                    return Err(Error::Precondition(format!(
+                        "snapshot {name:?} is another one than the layer of this name on {parent:?}"
+                    )));
+                }
             };
-            record.users.extend(
-                users.iter().filter(|user| !record.users.contains(user)).cloned().collect::<Vec<_>>(),
-            );
+            // By this label containerd looks for the snapshot when it hears that it exists.
+            record.labels.insert(TARGET.into(), name.into());
             change.set(name, &record)?;
             Ok(true)
         })
     }
 
-    /// Makes a snapshot to write to, or to look at.
+    /// The chain id of layers that were left to the guest; nothing for others.
+    pub(crate) fn guests_chain(&self, name: &str) -> Result<Option<String>, Error> {
+        let record = if name.is_empty() { None } else { self.records.get(name)? };
+        Ok(record.filter(|record| record.is_guests_layer()).map(|_| last_part(name).to_owned()))
+    }
+
+    /// Makes a snapshot to write to, or to look at. `users` are those whom images of a guest's layers name.
     pub(crate) fn prepare(
         &self,
         key: &str,
         parent: &str,
         kind: Kind,
         labels: Labels,
+        users: &[String],
     ) -> Result<Vec<Mount>, Error> {
         if key.is_empty() {
             return Err(Error::Invalid("a snapshot needs a name".into()));
@@ -107,27 +122,42 @@ impl Snapshots {
                 return Err(Error::Exists(key.into()));
             }
             let below = if parent.is_empty() { None } else { Some(committed(change, parent)?) };
-            let guest = below.as_ref().is_some_and(|below| below.guest);
-            if guest && labels.contains_key(TARGET) {
-                return Err(Error::Precondition(format!(
-                    "layer {parent} was left to guests, for an image of theirs has it too; give the images apart layers, \
-                     or this image to the guests in the snapshotter's configuration"
-                )));
-            }
-            let users = below.as_ref().map(|below| below.users.clone()).unwrap_or_default();
-            let mut record = new_record(change, kind, parent, labels, guest)?;
-            record.users = users;
+            let place = match &below {
+                Some(below) if below.place == Place::Guest => match kind {
+                    Kind::Active => self.place_on_guests(key, parent, &labels)?,
+                    Kind::View | Kind::Committed => Place::Guest,
+                },
+                _ => Place::Host,
+            };
+            let record = new_record(change, kind, parent, labels, place)?;
             // Before the record is kept: a folder without one is removed at the next start.
-            match (guest, kind) {
-                (true, _) => self.folders.make_stand_in(record.number, &record.users),
-                (false, Kind::View) if below.is_some() => Ok(()),
-                (false, _) => self.folders.make(record.number, below.map(|below| below.number)),
+            match (place, kind) {
+                (Place::Guest, _) => self.folders.make_stand_in(record.number, users),
+                (Place::Discarded, _) => self.folders.make(record.number, None),
+                (Place::Host, Kind::View) if below.is_some() => Ok(()),
+                (Place::Host, _) => self.folders.make(record.number, below.map(|below| below.number)),
             }
             .map_err(io_while("cannot make the snapshot's folder"))?;
             change.set(key, &record)?;
             Ok(record)
         })?;
         self.mounts_of(&record)
+    }
+
+    /// Where the files are of a snapshot that is written and whose parent is the guest's.
+    fn place_on_guests(&self, key: &str, parent: &str, labels: &Labels) -> Result<Place, Error> {
+        let unpacks = labels.contains_key(TARGET) || is_unpacking(key);
+        match (unpacks, self.is_for_guests(labels)) {
+            (false, _) => Ok(Place::Guest),
+            // An image that another snapshotter had pulled: containerd unpacks what it has, and says of which image
+            // no more than this. The guest pulls its own.
+            (true, true) => Ok(Place::Discarded),
+            (true, false) => Err(Error::Precondition(format!(
+                "layer {parent} was left to guests, for an image of theirs has it too, so the host has no files to \
+                 unpack the next layer on; build this image on layers of its own, or leave it to the guests in the \
+                 snapshotter's configuration"
+            ))),
+        }
     }
 
     /// The mounts of a snapshot that was prepared.
@@ -142,8 +172,11 @@ impl Snapshots {
     }
 
     fn mounts_of(&self, record: &Record) -> Result<Vec<Mount>, Error> {
-        if record.guest {
-            return Ok(vec![bind(&self.folders.stand_in(record.number), "ro")]);
+        let own = self.folders.files(record.number);
+        match record.place {
+            Place::Guest => return Ok(vec![bind(&self.folders.stand_in(record.number), "ro")]),
+            Place::Discarded => return Ok(vec![bind(&own, "rw")]),
+            Place::Host => {}
         }
         let mut below = Vec::new();
         let mut parent = record.parent.clone();
@@ -153,18 +186,22 @@ impl Snapshots {
             parent = record.parent;
         }
         Ok(vec![match (record.kind, below.as_slice()) {
-            (Kind::View, []) => bind(&self.folders.files(record.number), "ro"),
+            (Kind::View, []) => bind(&own, "ro"),
             (Kind::View, [only]) => bind(only, "ro"),
-            (Kind::View, _) => overlay(&below, Vec::new()),
-            (_, []) => bind(&self.folders.files(record.number), "rw"),
-            (_, _) => overlay(
-                &below,
-                vec![
-                    format!("upperdir={}", self.folders.files(record.number).display()),
-                    format!("workdir={}", self.folders.work(record.number).display()),
-                ],
-            ),
+            (Kind::View, _) => self.overlay(&below, &[]),
+            (_, []) => bind(&own, "rw"),
+            (_, _) => {
+                self.overlay(&below, &[("upperdir", own), ("workdir", self.folders.work(record.number))])
+            }
         }])
+    }
+
+    fn overlay(&self, below: &[PathBuf], folders: &[(&str, PathBuf)]) -> Mount {
+        let below: Vec<_> = below.iter().map(|folder| folder.display().to_string()).collect();
+        let mut options = self.overlay_options.clone();
+        options.extend(folders.iter().map(|(name, folder)| format!("{name}={}", folder.display())));
+        options.push(format!("lowerdir={}", below.join(":")));
+        Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }
     }
 
     /// Finishes a snapshot under a name.
@@ -172,8 +209,13 @@ impl Snapshots {
         if name.is_empty() {
             return Err(Error::Invalid("a snapshot needs a name".into()));
         }
-        let number = self.stat(key)?.number;
-        let usage = self.folders.usage(number).map_err(io_while("cannot measure the snapshot"))?;
+        let before = self.stat(key)?;
+        let usage = match before.place {
+            Place::Host => {
+                self.folders.usage(before.number).map_err(io_while("cannot measure the snapshot"))?
+            }
+            Place::Guest | Place::Discarded => (0, 0),
+        };
         self.records.change(|change| {
             let mut record = change.get(key)?.ok_or_else(|| Error::NotFound(key.into()))?;
             if record.kind != Kind::Active {
@@ -182,14 +224,31 @@ impl Snapshots {
             if change.get(name)?.is_some() {
                 return Err(Error::Exists(name.into()));
             }
+            record.place = match record.place {
+                Place::Host => Place::Host,
+                Place::Discarded => Place::Guest,
+                Place::Guest => {
+                    return Err(Error::Precondition(format!(
+                        "what snapshot {key:?} holds is in the guest, and cannot be committed on the host"
+                    )));
+                }
+            };
             record.kind = Kind::Committed;
             record.labels = labels;
-            record.updated_ms = now_ms();
+            record.created_ms = now_ms();
+            record.updated_ms = record.created_ms;
             record.usage = usage;
             change.remove(key)?;
             change.set(name, &record)?;
             Ok(())
-        })
+        })?;
+        if before.place == Place::Discarded
+            && let Err(error) = self.folders.remove(before.number)
+        {
+            // The snapshot itself is as it should be; its folder goes with it.
+            tracing::warn!(name, %error, "the files of a layer that the guest has are still there");
+        }
+        Ok(())
     }
 
     /// Removes a snapshot on which no other builds.
@@ -232,16 +291,16 @@ impl Snapshots {
         })
     }
 
-    pub(crate) fn list(&self, filters: &Filters) -> Result<Vec<(String, Record)>, Error> {
-        let all = self.records.all()?;
-        Ok(all.into_iter().filter(|(name, record)| filters.take(name, record)).collect())
+    /// A part of the snapshots behind a name that the filters take, in the names' order; nothing at the end.
+    pub(crate) fn list(&self, filters: &Filters, after: &str) -> Result<Vec<(String, Record)>, Error> {
+        Ok(self.records.page(after, |name, record| filters.take(name, record))?)
     }
 
     /// Bytes and inodes.
     pub(crate) fn usage(&self, key: &str) -> Result<(u64, u64), Error> {
         let record = self.stat(key)?;
-        match (record.kind, record.guest) {
-            (_, true) => Ok((0, 0)),
+        match (record.kind, record.place) {
+            (_, Place::Guest) => Ok((0, 0)),
             (Kind::Committed, _) => Ok(record.usage),
             _ => self.folders.usage(record.number).map_err(io_while("cannot measure the snapshot")),
         }
@@ -249,9 +308,21 @@ impl Snapshots {
 
     /// Removes the folders that no record knows.
     pub(crate) fn clean_up(&self) -> Result<(), Error> {
-        let known: std::collections::HashSet<u64> =
-            self.records.all()?.into_iter().map(|(_, record)| record.number).collect();
-        self.folders.keep_only(|number| known.contains(&number)).map_err(io_while("cannot clean up"))
+        let failed = "cannot clean up";
+        // In a change, for while there is one no snapshot is made: its folder comes before its record.
+        self.records
+            .change(|change| self.folders.set_others_aside(&change.numbers()?).map_err(io_while(failed)))?;
+        self.folders.remove_set_aside().map_err(io_while(failed))
+    }
+}
+
+impl Record {
+    fn is_guests_layer(&self) -> bool {
+        self.kind == Kind::Committed && self.place == Place::Guest
+    }
+
+    fn is_guests_layer_on(&self, parent: &str) -> bool {
+        self.is_guests_layer() && self.parent == parent
     }
 }
 
@@ -260,7 +331,7 @@ fn new_record(
     kind: Kind,
     parent: &str,
     labels: Labels,
-    guest: bool,
+    place: Place,
 ) -> Result<Record, Error> {
     let now = now_ms();
     Ok(Record {
@@ -270,8 +341,7 @@ fn new_record(
         labels,
         created_ms: now,
         updated_ms: now,
-        guest,
-        users: Vec::new(),
+        place,
         usage: (0, 0),
     })
 }
@@ -280,8 +350,18 @@ fn committed(change: &Change<'_>, name: &str) -> Result<Record, Error> {
     let record = change.get(name)?.ok_or_else(|| Error::NotFound(name.into()))?;
     match record.kind {
         Kind::Committed => Ok(record),
-        _ => Err(Error::Precondition(format!("snapshot {name:?} is not committed, and cannot be built on"))),
+        _ => Err(Error::Invalid(format!("snapshot {name:?} is not committed, and cannot be built on"))),
     }
+}
+
+/// containerd names snapshots `<namespace>/<number>/<name>`, except those that a snapshotter named itself.
+fn last_part(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, last)| last)
+}
+
+/// Whether a key is one under which containerd unpacks a layer (`extract-<unique> <chain id>`).
+fn is_unpacking(key: &str) -> bool {
+    last_part(key).strip_prefix("extract-").and_then(|rest| rest.split_once(' ')).is_some()
 }
 
 fn bind(source: &Path, access: &str) -> Mount {
@@ -291,12 +371,6 @@ fn bind(source: &Path, access: &str) -> Mount {
         target: String::new(),
         options: vec!["rbind".into(), access.into()],
     }
-}
-
-fn overlay(below: &[PathBuf], mut options: Vec<String>) -> Mount {
-    let below: Vec<_> = below.iter().map(|folder| folder.display().to_string()).collect();
-    options.push(format!("lowerdir={}", below.join(":")));
-    Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }
 }
 
 #[cfg(test)]

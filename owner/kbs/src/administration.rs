@@ -113,7 +113,7 @@ pub(crate) async fn set_reference_values(
             values.iter().map(|(id, json)| (id.as_str(), json.as_slice())).collect();
         store.set(Kind::ReferenceValue, &entries)
     };
-    blocking(write).await?.map_err(ApiError::internal)?;
+    blocking(write).await?.map_err(ApiError::store)?;
     reload(broker).await
 }
 
@@ -146,7 +146,7 @@ pub(crate) async fn audit(
         Some(id) => store.audit_entry(&id).map(|entry| entry.into_iter().collect()),
         None => store.latest_audit(query.limit.unwrap_or(DEFAULT_AUDIT_ENTRIES).min(MAX_AUDIT_ENTRIES)),
     };
-    let entries: Vec<Vec<u8>> = blocking(look).await?.map_err(ApiError::internal)?;
+    let entries: Vec<Vec<u8>> = blocking(look).await?.map_err(ApiError::store)?;
     let entries = entries.iter().map(|entry| serde_json::from_slice(entry)).collect::<Result<_, _>>();
     Ok(Json(entries.map_err(ApiError::internal)?))
 }
@@ -159,9 +159,7 @@ fn decode_policy(text: &str) -> Result<String, ApiError> {
 
 async fn save_policy(broker: Arc<Broker>, name: &'static str, text: String) -> Result<StatusCode, ApiError> {
     let store = broker.store.clone();
-    blocking(move || store.set(Kind::Setting, &[(name, text.as_bytes())]))
-        .await?
-        .map_err(ApiError::internal)?;
+    blocking(move || store.set(Kind::Setting, &[(name, text.as_bytes())])).await?.map_err(ApiError::store)?;
     reload(broker).await
 }
 
@@ -171,7 +169,7 @@ async fn load_policy(
     default: &str,
 ) -> Result<Json<PolicyBody>, ApiError> {
     let store = broker.store.clone();
-    let stored = blocking(move || store.get(Kind::Setting, name)).await?.map_err(ApiError::internal)?;
+    let stored = blocking(move || store.get(Kind::Setting, name)).await?.map_err(ApiError::store)?;
     let policy = URL_SAFE_NO_PAD.encode(stored.unwrap_or_else(|| default.as_bytes().to_vec()));
     Ok(Json(PolicyBody { policy_id: None, policy }))
 }

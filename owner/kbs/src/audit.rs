@@ -1,4 +1,8 @@
-//! The audit log: every grant and every refusal, with the reason that only the owner learns.
+//! The audit log: grants and refusals, with the reason that only the owner learns.
+//!
+//! Nothing is given before it is noted. What is about an attested guest is noted always. A refusal of somebody else's,
+//! which anybody can cause at will, is noted as often as the configuration says, and never displaces what is about
+//! attested guests. Of both, the newest entries are kept, as many as the configuration says.
 
 use std::sync::Arc;
 
@@ -9,7 +13,7 @@ use serde::Serialize;
 
 use crate::broker::{Broker, blocking, now};
 use crate::error::ApiError;
-use crate::store::{Store, StoreError};
+use crate::store::{Class, Store, StoreError};
 
 /// No text of an entry is longer, in characters.
 const MAX_TEXT: usize = 4096;
@@ -73,9 +77,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Notes a denial for the owner; the answer has its id and nothing more.
+    /// Notes a denial for the owner; the answer has its id and nothing more. Whoever did not attest and is denied too
+    /// often is not noted but told to wait.
     pub(crate) async fn deny(self: &Arc<Self>, subject: Subject, failures: Vec<Refusal>) -> ApiError {
         self.metrics.count(subject.event, Outcome::Denied);
+        if subject.class(Outcome::Denied) == Class::Anybody && !self.refusals.take() {
+            self.metrics.unnoted();
+            return ApiError::busy("too many were refused lately; try again in a minute");
+        }
         match self.note(subject, Outcome::Denied, failures).await {
             Ok(id) => ApiError::denied(id),
             Err(error) => error,
@@ -89,14 +98,30 @@ impl Broker {
         failures: Vec<Refusal>,
     ) -> Result<String, ApiError> {
         let store = self.store.clone();
-        let record = move || record(store.as_ref(), &subject, outcome, failures);
-        blocking(record).await?.map_err(ApiError::internal)
+        let class = subject.class(outcome);
+        let keep = match class {
+            Class::Guest => self.audit.keep,
+            Class::Anybody => self.audit.keep_refusals,
+        };
+        let record = move || record(store.as_ref(), (class, keep), &subject, outcome, failures);
+        blocking(record).await?.map_err(ApiError::store)
+    }
+}
+
+impl Subject {
+    /// Who can cause an entry about it.
+    fn class(&self, outcome: Outcome) -> Class {
+        match (outcome, &self.guest) {
+            (Outcome::Denied, None) => Class::Anybody,
+            (Outcome::Granted, _) | (Outcome::Denied, Some(_)) => Class::Guest,
+        }
     }
 }
 
 /// Appends an entry and gives its id.
 fn record(
     store: &dyn Store,
+    (class, keep): (Class, u64),
     subject: &Subject,
     outcome: Outcome,
     failures: Vec<Refusal>,
@@ -115,7 +140,7 @@ fn record(
         failures: &failures,
     };
     let json = serde_json::to_vec(&entry).unwrap_or_default();
-    store.append_audit(&id, &json)?;
+    store.append_audit(class, keep, &id, &json)?;
     match outcome {
         Outcome::Granted => tracing::info!(id, ?event, resource, guest, "granted"),
         Outcome::Denied => {
@@ -126,7 +151,7 @@ fn record(
     Ok(id)
 }
 
-/// What came from a guest does not fill the owner's disk.
+/// What came from a guest has bounds.
 fn shortened(refusal: Refusal) -> Refusal {
     let cut = |text: String| match text.char_indices().nth(MAX_TEXT) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),

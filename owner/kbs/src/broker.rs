@@ -12,9 +12,10 @@ use sealpod_kbs_protocol::Secret;
 use sealpod_verifier::TrustAnchors;
 
 use crate::admin_key::AdminKeys;
-use crate::config::Config;
+use crate::config::{Audit, Config};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::rate::Rate;
 use crate::resource_policy::{self, ResourcePolicy};
 use crate::session::Sessions;
 use crate::store::{Kind, RedbStore, Store, StoreError};
@@ -33,6 +34,9 @@ pub struct Broker {
     pub(crate) signer: TokenSigner,
     pub(crate) lifetime: Duration,
     pub(crate) metrics: Metrics,
+    pub(crate) audit: Audit,
+    /// Those that anybody can cause.
+    pub(crate) refusals: Rate,
     policies: RwLock<Policies>,
     /// Held while policies are read from the store, so that of two changes the later one is taken up last.
     reload: Mutex<()>,
@@ -110,6 +114,8 @@ impl Broker {
             admin,
             lifetime: Duration::from_secs(config.token_lifetime_seconds),
             metrics: Metrics::default(),
+            refusals: Rate::per_minute(config.audit.refusals_per_minute),
+            audit: config.audit.clone(),
             policies: RwLock::new(policies),
             reload: Mutex::default(),
             store,

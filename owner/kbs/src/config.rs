@@ -27,6 +27,27 @@ pub struct Config {
     /// How long an attestation is good for, in seconds: 1 to 86400, 300 where nothing is said.
     #[serde(default = "default_lifetime")]
     pub token_lifetime_seconds: u64,
+    /// How much the audit log keeps.
+    #[serde(default)]
+    pub audit: Audit,
+}
+
+/// The bounds of the audit log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// So many of the newest entries about attested guests are kept: all grants, and what such guests were refused.
+    pub keep: u64,
+    /// So many of the newest refusals that anybody can cause are kept, beside the others.
+    pub keep_refusals: u64,
+    /// No more refusals that anybody can cause are noted within a minute; whoever causes more is told to wait.
+    pub refusals_per_minute: u32,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { keep: 1_000_000, keep_refusals: 10_000, refusals_per_minute: 600 }
+    }
 }
 
 /// HTTPS.
@@ -74,6 +95,9 @@ pub enum ConfigError {
     /// An attestation would be good for no time, or for too long.
     #[error("token_lifetime_seconds is {0}, expected 1 to {MAX_LIFETIME}")]
     Lifetime(u64),
+    /// A log that keeps nothing is none.
+    #[error("audit.{0} is 0, expected 1 or more")]
+    Audit(&'static str),
 }
 
 /// No attestation is good for longer, in seconds.
@@ -93,6 +117,7 @@ impl Config {
         if !(1..=MAX_LIFETIME).contains(&config.token_lifetime_seconds) {
             return Err(ConfigError::Lifetime(config.token_lifetime_seconds));
         }
+        config.audit.check()?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let resolve = |path: &mut PathBuf| *path = folder.join(&*path);
         resolve(&mut config.store);
@@ -103,6 +128,21 @@ impl Config {
             resolve(&mut tls.key);
         }
         Ok(config)
+    }
+}
+
+impl Audit {
+    fn check(&self) -> Result<(), ConfigError> {
+        let Self { keep, keep_refusals, refusals_per_minute } = *self;
+        let limits = [
+            ("keep", keep),
+            ("keep_refusals", keep_refusals),
+            ("refusals_per_minute", refusals_per_minute.into()),
+        ];
+        match limits.iter().find(|(_, limit)| *limit == 0) {
+            Some((name, _)) => Err(ConfigError::Audit(name)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -130,6 +170,17 @@ mod tests {
     fn an_unknown_field_is_an_error_that_names_it() {
         let error = read(&format!("{MINIMAL}allow_samples = true\n")).unwrap_err().to_string();
         assert!(error.contains("allow_samples"), "{error}");
+    }
+
+    #[test]
+    fn an_audit_log_that_keeps_nothing_is_refused() {
+        for limit in ["keep", "keep_refusals", "refusals_per_minute"] {
+            let error = read(&format!("{MINIMAL}[audit]\n{limit} = 0\n")).unwrap_err().to_string();
+            assert!(error.contains(limit), "{error}");
+            let config = read(&format!("{MINIMAL}[audit]\n{limit} = 1\n")).unwrap();
+            let Audit { keep, keep_refusals, refusals_per_minute } = config.audit;
+            assert!([keep, keep_refusals, refusals_per_minute.into()].contains(&1));
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use sealpod_kbs_protocol::rcar::ErrorBody;
 
+use crate::store::StoreError;
+
 /// The prefix of an error's type.
 const TYPES: &str = "https://github.com/confidential-containers/kbs/errors/";
 
@@ -68,6 +70,16 @@ impl ApiError {
             _ => "InvalidRequest",
         };
         Self::new(status, name, status.canonical_reason().unwrap_or("the request was refused"))
+    }
+
+    /// A fault of the store's.
+    pub(crate) fn store(error: StoreError) -> Self {
+        if !error.is_full() {
+            return Self::internal(error);
+        }
+        tracing::error!(%error, "the disk with the store is full");
+        let detail = "the key broker's disk is full and nothing was changed; make room where its store is";
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "StorageFull", detail)
     }
 
     /// A fault of the broker's own, which its log explains.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 
-use crate::config::{Config, Tls, Tpm};
+use crate::config::{Audit, Config, Tls, Tpm};
 
 /// What a new broker is to be.
 #[derive(Clone, Debug)]
@@ -51,6 +51,7 @@ pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
         tpm: Tpm { ek_roots, enrolled_aks: Vec::new() },
         allow_sample: false,
         token_lifetime_seconds: 300,
+        audit: Audit::default(),
     };
 
     std::fs::DirBuilder::new()

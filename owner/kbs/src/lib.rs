@@ -12,6 +12,7 @@ pub mod config;
 mod error;
 pub mod initialise;
 mod metrics;
+mod rate;
 mod resource_policy;
 mod resources;
 mod routes;

@@ -12,11 +12,17 @@ pub(crate) struct Metrics {
     attestations_denied: AtomicU64,
     resources_granted: AtomicU64,
     resources_denied: AtomicU64,
+    refusals_unnoted: AtomicU64,
 }
 
 impl Metrics {
     pub(crate) fn challenge(&self) {
         self.challenges.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A denial that is counted but not in the audit log.
+    pub(crate) fn unnoted(&self) {
+        self.refusals_unnoted.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn count(&self, event: Event, outcome: Outcome) {
@@ -42,12 +48,16 @@ impl Metrics {
              # HELP kbs_resources_total Resources asked for by guests.\n\
              # TYPE kbs_resources_total counter\n\
              kbs_resources_total{{outcome=\"granted\"}} {}\n\
-             kbs_resources_total{{outcome=\"denied\"}} {}\n",
+             kbs_resources_total{{outcome=\"denied\"}} {}\n\
+             # HELP kbs_refusals_unnoted_total Denials that came too fast to be in the audit log.\n\
+             # TYPE kbs_refusals_unnoted_total counter\n\
+             kbs_refusals_unnoted_total {}\n",
             value(&self.challenges),
             value(&self.attestations_granted),
             value(&self.attestations_denied),
             value(&self.resources_granted),
             value(&self.resources_denied),
+            value(&self.refusals_unnoted),
         )
     }
 }

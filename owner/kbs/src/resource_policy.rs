@@ -27,12 +27,16 @@ pub(crate) struct ResourcePolicy {
 impl ResourcePolicy {
     /// Parses a policy; the error's words have the line.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        Self::with_time_limit(text, TIME_LIMIT)
+    }
+
+    fn with_time_limit(text: &str, limit: Duration) -> Result<Self, String> {
         if text.len() > MAX_LENGTH {
             return Err(format!("the policy has {} bytes, at most {MAX_LENGTH} are allowed", text.len()));
         }
         let mut engine = Engine::new();
         engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: TIME_LIMIT,
+            limit,
             check_interval: NonZeroU32::new(CHECK_INTERVAL).unwrap_or(NonZeroU32::MIN),
         });
         let package =
@@ -99,6 +103,23 @@ mod tests {
         let policy = ResourcePolicy::parse(policy).unwrap();
         assert_eq!(policy.allows(&ear("none"), &path()), Ok(true));
         assert_eq!(policy.allows(&ear("none"), &"other/key/1".parse().unwrap()), Ok(false));
+    }
+
+    #[test]
+    fn a_policy_that_does_not_end_allows_nothing_and_is_stopped() {
+        let loops = "import rego.v1\nxs := numbers.range(1, 2000)\n\
+                     endless if {\nsome a in xs\nsome b in xs\nsome c in xs\na + b + c < 0\n}\n";
+        let limit = Duration::from_millis(50);
+        let start = std::time::Instant::now();
+        // At once, or not before a guest asks.
+        let always = format!("package policy\n{loops}allow if endless\n");
+        let error = ResourcePolicy::with_time_limit(&always, limit).err().unwrap();
+        assert!(error.contains("time limit"), "{error}");
+        let later = format!("package policy\n{loops}allow if {{\ninput.iss == \"i\"\nendless\n}}\n");
+        let policy = ResourcePolicy::with_time_limit(&later, limit).unwrap();
+        let error = policy.allows(&ear("affirming"), &path()).unwrap_err();
+        assert!(error.contains("time limit"), "{error}");
+        assert!(start.elapsed() < TIME_LIMIT, "{:?}", start.elapsed());
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(crate) async fn set(
 ) -> Result<StatusCode, ApiError> {
     let name = path(&parts)?.to_string();
     let store = broker.store.clone();
-    blocking(move || store.set(Kind::Resource, &[(&name, &body)])).await?.map_err(ApiError::internal)?;
+    blocking(move || store.set(Kind::Resource, &[(&name, &body)])).await?.map_err(ApiError::store)?;
     Ok(StatusCode::OK)
 }
 
@@ -82,7 +82,7 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let name = path(&parts)?.to_string();
     let (store, removed) = (broker.store.clone(), name.clone());
-    match blocking(move || store.remove(Kind::Resource, &removed)).await?.map_err(ApiError::internal)? {
+    match blocking(move || store.remove(Kind::Resource, &removed)).await?.map_err(ApiError::store)? {
         true => Ok(StatusCode::OK),
         false => Err(ApiError::not_found(format!("there is no resource {name}"))),
     }
@@ -91,7 +91,7 @@ pub(crate) async fn delete(
 /// `GET resource`, by the administrator: all paths.
 pub(crate) async fn list(_: Admin, State(broker): State<Arc<Broker>>) -> Result<Json<Vec<String>>, ApiError> {
     let store = broker.store.clone();
-    Ok(Json(blocking(move || store.names(Kind::Resource)).await?.map_err(ApiError::internal)?))
+    Ok(Json(blocking(move || store.names(Kind::Resource)).await?.map_err(ApiError::store)?))
 }
 
 /// Who asks: an attested session, or the bearer of a token of ours.
@@ -109,7 +109,7 @@ fn guest(broker: &Broker, headers: &HeaderMap) -> Result<Attested, ApiError> {
 
 async fn find(broker: &Arc<Broker>, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ApiError> {
     let (store, name) = (broker.store.clone(), path.to_string());
-    let found = blocking(move || store.get(Kind::Resource, &name)).await?.map_err(ApiError::internal)?;
+    let found = blocking(move || store.get(Kind::Resource, &name)).await?.map_err(ApiError::store)?;
     found.map(Zeroizing::new).ok_or_else(|| ApiError::not_found(format!("there is no resource {path}")))
 }
 

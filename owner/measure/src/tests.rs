@@ -113,20 +113,66 @@ fn the_firmware_is_its_dxe_volume() {
     assert_eq!(unchanged().firmware, sha256(&dxe()));
 }
 
+/// A guest's files, of which bytes can be changed.
+struct Guest {
+    core: Vec<u8>,
+    kernel: Vec<u8>,
+    initrd: Vec<u8>,
+    cmdline: Vec<u8>,
+}
+
+impl Guest {
+    fn new() -> Self {
+        Self { core: dxe(), kernel: kernel(), initrd: vec![7; 5000], cmdline: b"panic=-1".to_vec() }
+    }
+
+    fn measure(self) -> Measurements {
+        // The firmware is packed: its bytes are changed before that.
+        let firmware = firmware_of(&[volume(4, &section(0x10, b"PEI core")), self.core]);
+        let files = GuestFiles {
+            firmware: &firmware,
+            kernel: &self.kernel,
+            initrd: &self.initrd,
+            cmdline: str::from_utf8(&self.cmdline).unwrap(),
+            low_memory_mib: 256,
+        };
+        measure(&files).unwrap()
+    }
+
+    /// Measures with one bit of one file changed.
+    fn measure_changed(at: usize, file: fn(&mut Self) -> &mut Vec<u8>) -> Measurements {
+        let mut guest = Self::new();
+        file(&mut guest)[at] ^= 1;
+        guest.measure()
+    }
+}
+
 #[test]
-fn each_input_changes_its_own_value() {
+fn one_changed_byte_of_each_input_changes_its_own_value_alone() {
     let before = unchanged();
-    let after = measured(|_, firmware, _| {
-        *firmware = firmware_of(&[volume(5, &section(0x10, b"DXE c0re"))]);
-    });
-    assert_ne!(after.as_ref().unwrap().firmware, before.firmware);
-    assert_eq!(after.unwrap().kernel, before.kernel);
-    let after = measured(|_, _, files| files.initrd = &[8; 5000]).unwrap();
-    assert_ne!(after.initrd, before.initrd);
-    assert_eq!(after.kernel, before.kernel, "the kernel's header has the initrd's length, not its content");
-    let after = measured(|_, _, files| files.cmdline = "panic=-2").unwrap();
-    assert_ne!(after.cmdline, before.cmdline);
-    assert_eq!((after.kernel, after.initrd), (before.kernel, before.initrd));
+    assert_eq!(Guest::new().measure(), before);
+    // Volume header, file header, section header.
+    for at in 72 + 24 + 4..72 + 24 + 4 + 8 {
+        let after = Guest::measure_changed(at, |guest| &mut guest.core);
+        assert_ne!(after.firmware, before.firmware, "{at}");
+        assert_eq!(Measurements { firmware: before.firmware.clone(), ..after }, before);
+    }
+    for at in [HEADERS, HEADERS + 0xff] {
+        let after = Guest::measure_changed(at, |guest| &mut guest.kernel);
+        assert_ne!(after.kernel, before.kernel, "{at}");
+        assert_eq!(Measurements { kernel: before.kernel.clone(), ..after }, before);
+    }
+    for at in [0, 1, 2500, 4998, 4999] {
+        let after = Guest::measure_changed(at, |guest| &mut guest.initrd);
+        assert_ne!(after.initrd, before.initrd, "{at}");
+        // The kernel's header has the initrd's length, not its content.
+        assert_eq!(Measurements { initrd: before.initrd.clone(), ..after }, before);
+    }
+    for at in 0.."panic=-1".len() {
+        let after = Guest::measure_changed(at, |guest| &mut guest.cmdline);
+        assert_ne!(after.cmdline, before.cmdline, "{at}");
+        assert_eq!(Measurements { cmdline: before.cmdline.clone(), ..after }, before);
+    }
 }
 
 #[test]

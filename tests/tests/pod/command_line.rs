@@ -36,6 +36,22 @@ impl<'a> Place<'a> {
         command
     }
 
+    /// The same, run by another program.
+    fn command_by<Word: AsRef<std::ffi::OsStr>>(
+        &self,
+        wrapper: &[&str],
+        words: impl IntoIterator<Item = Word>,
+    ) -> Command {
+        let wrapped = self.command(words);
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(wrapped.get_program()).args(wrapped.get_args());
+        for (name, value) in wrapped.get_envs() {
+            command.env(name, value.unwrap());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     fn file(&self, name: &str, content: &str) -> String {
         let path = self.folder.join(name);
         std::fs::write(&path, content).unwrap();
@@ -44,12 +60,18 @@ impl<'a> Place<'a> {
 
     /// Whether a process works with a file of this place's.
     fn is_in_use(&self, program: &str) -> bool {
+        self.process_of(program).is_some()
+    }
+
+    /// The process of a program that works with a file of this place's.
+    fn process_of(&self, program: &str) -> Option<Pid> {
         let folder = self.folder.display().to_string();
-        std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let entry = std::fs::read_dir("/proc").unwrap().flatten().find(|entry| {
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).into_owned();
             line.split('\0').next().is_some_and(|it| it.ends_with(program)) && line.contains(&folder)
-        })
+        })?;
+        Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)
     }
 
     fn assert_nothing_is_left(&self) {
@@ -214,8 +236,13 @@ pub(crate) fn run_reports_what_cannot_work_and_leaves_nothing(world: &World) {
 pub(crate) fn an_interrupted_run_leaves_nothing(world: &World) {
     let place = Place::new(world.owner(), "interrupted");
     let init_data = place.file("init-data.toml", &world.init_data());
-    for (kind, code) in [(Signal::INT, Some(130)), (Signal::TERM, Some(130)), (Signal::KILL, None)] {
-        let run = place.command(["run", "--init-data", &init_data, &world.image()]).spawn().unwrap();
+    for (kind, code) in
+        [(Signal::INT, Some(130)), (Signal::TERM, Some(130)), (Signal::HUP, Some(130)), (Signal::KILL, None)]
+    {
+        // These tests may run under nohup(1), which a run would respect.
+        let words = ["run", "--init-data", &init_data, &world.image()];
+        let mut run = place.command_by(&["env", "--default-signal=HUP"], words);
+        let run = run.spawn().unwrap();
         until("QEMU runs", || place.is_in_use("qemu-system-x86_64").then_some(()));
         signal(&run, kind);
         let output = run.wait_with_output().unwrap();
@@ -227,6 +254,30 @@ pub(crate) fn an_interrupted_run_leaves_nothing(world: &World) {
             let next = { next }.output().unwrap();
             assert_eq!(next.status.code(), Some(0), "{}", text(&next.stderr));
         }
+        place.assert_nothing_is_left();
+    }
+}
+
+pub(crate) fn a_machine_that_hangs_or_dies_under_a_container_is_reported(world: &World) {
+    let place = Place::new(world.owner(), "lost");
+    let init_data = place.file("init-data.toml", &world.init_data());
+    for (kind, words) in [
+        (Signal::STOP, ["the guest's agent does not answer any more", "no answer to Info within 5s"]),
+        (Signal::KILL, ["the VM ended: QEMU ended with signal: 9", "its console's last lines:"]),
+    ] {
+        let mut run =
+            place.command(["run", "--name", "lost", "--answer-limit", "5", "--init-data", &init_data]);
+        let script = "echo started; exec sleep 1000";
+        let mut run = run.arg(world.image()).args(["--", "/bin/sh", "-c", script]).spawn().unwrap();
+        let mut said = [0; 8];
+        run.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(text(&said), "started\n");
+        // Who works in the pod is told as well.
+        let exec = place.command(["exec", "lost", "--", "/bin/sleep", "1000"]).spawn().unwrap();
+        let qemu = place.process_of("qemu-system-x86_64").unwrap();
+        kill_process(qemu, kind).unwrap();
+        failed(&run.wait_with_output().unwrap(), 125, &words);
+        failed(&exec.wait_with_output().unwrap(), 125, &["error: "]);
         place.assert_nothing_is_left();
     }
 }
@@ -258,6 +309,14 @@ pub(crate) fn an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothin
     assert!(!content.chunks(4096).any(|page| page.windows(plain.len()).any(|part| part == plain)));
     signal(&run, Signal::TERM);
     assert_eq!(run.wait_with_output().unwrap().status.code(), Some(0));
+    place.assert_nothing_is_left();
+
+    // Where this machine has no room for what the guest writes, that is an error, and nothing stands still.
+    let small = "mount -t tmpfs -o size=32M none \"$XDG_RUNTIME_DIR\" && exec \"$0\" \"$@\"";
+    let words = ["run", "--memory", "384M", "--disk", "1G", "--init-data", &init_data];
+    let mut run = place.command_by(&["unshare", "--mount", "sh", "-c", small], words);
+    let output = run.arg(&image).args(["--", "/bin/true"]).output().unwrap();
+    failed(&output, 125, &["No space left on device", "hint: make room"]);
     place.assert_nothing_is_left();
 }
 

@@ -74,10 +74,16 @@ fn main() -> ExitCode {
         a_layer_that_the_registry_altered_is_refused_and_leaves_nothing,
         an_image_that_does_not_fit_is_refused_and_the_pod_goes_on,
         what_is_not_there_is_said_to_be_not_there,
+        registries_that_the_policy_does_not_name_are_not_asked,
         registries_that_cannot_be_reached_are_named,
+        an_image_policy_that_cannot_be_used_is_reported,
+        a_key_that_does_not_fit_the_image_is_reported,
+        an_image_for_other_machines_is_refused,
     ));
     trials.extend(trials!(world, policy:
         a_rule_decides_by_the_requests_fields,
+        the_policy_sees_the_image_and_the_command_that_will_run,
+        nobody_reads_or_writes_what_no_rule_allows,
         a_pod_without_init_data_runs_nothing_and_shows_nothing,
         init_data_that_the_broker_does_not_know_gets_no_key,
     ));
@@ -85,6 +91,8 @@ fn main() -> ExitCode {
         a_container_fetches_a_secret,
         the_token_says_what_was_measured_from_the_files,
         what_the_broker_does_not_have_is_not_found,
+        the_guest_says_what_it_is,
+        evidence_binds_a_containers_own_data,
     ));
     trials.extend(blocking_trials!(world, command_line:
         run_gives_streams_status_ports_and_a_report,
@@ -94,6 +102,7 @@ fn main() -> ExitCode {
         an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothing,
         a_broker_that_is_not_there_is_named,
         a_guest_that_dies_is_reported_with_its_last_words,
+        a_machine_that_hangs_or_dies_under_a_container_is_reported,
     ));
     let conclusion = libtest_mimic::run(&arguments, trials);
     match Arc::into_inner(world) {

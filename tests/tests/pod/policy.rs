@@ -1,11 +1,12 @@
 //! What the host may ask of a pod.
 
 use sealpod_agent_protocol::{
-    CallError, ContainerRef, ExecProcess, FailureKind, ProcessRef, PullImage, Request, SignalProcess,
+    CallError, ContainerRef, CreateContainer, ExecProcess, FailureKind, ProcessRef, PullImage, Request,
+    SignalProcess,
 };
-use sealpod_tests::{InitData, Pod};
+use sealpod_tests::{ImageOptions, InitData, Pod};
 
-use crate::world::World;
+use crate::world::{STRICT_SCRIPT, World};
 
 pub(crate) async fn a_rule_decides_by_the_requests_fields(world: &World) {
     let (pod, image) = (world.pod().await, world.image());
@@ -26,6 +27,49 @@ pub(crate) async fn a_rule_decides_by_the_requests_fields(world: &World) {
         |signal| Request::SignalProcess(SignalProcess { process: process.clone(), signal, all: false });
     assert_eq!(pod.refused(signal(19)).await.kind, FailureKind::DeniedByPolicy);
     pod.done(signal(9)).await;
+    pod.remove(&id).await;
+}
+
+pub(crate) async fn the_policy_sees_the_image_and_the_command_that_will_run(world: &World) {
+    let (pod, image) = (world.strict_pod().await, world.image());
+    let denied = async |container: CreateContainer| {
+        let failure = pod.refused(Request::CreateContainer(Box::new(container))).await;
+        assert_eq!(failure.kind, FailureKind::DeniedByPolicy, "{failure}");
+    };
+    let allowed = pod.container(&image, STRICT_SCRIPT);
+    denied(CreateContainer { command: None, ..allowed.clone() }).await;
+    denied(pod.container(&image, "sleep 1001")).await;
+
+    // As good a signature and the same command, but another image: there the command is the image's own.
+    let build = ["--entrypoint", "/bin/sh", "--entrypoint", "-c", "--cmd", STRICT_SCRIPT];
+    let options = ImageOptions { build: &build, ..ImageOptions::default() };
+    let other = world.owner().publish("other", world.root(), &options);
+    pod.pull(&other).await;
+    denied(CreateContainer { command: None, ..pod.container(&other, "") }).await;
+    denied(pod.container(&other, STRICT_SCRIPT)).await;
+
+    let id = pod.spawn(allowed).await;
+    pod.remove(&id).await;
+}
+
+pub(crate) async fn nobody_reads_or_writes_what_no_rule_allows(world: &World) {
+    let (pod, image) = (world.strict_pod().await, world.image());
+    let id = pod.spawn(CreateContainer { stdin: true, ..pod.container(&image, STRICT_SCRIPT) }).await;
+    let process = ProcessRef { container: id.clone(), exec: None };
+    for request in [
+        Request::ReadStdout(process.clone()),
+        Request::ReadStderr(process.clone()),
+        Request::WriteStdin(process.clone()),
+    ] {
+        let name = request.name();
+        match pod.agent().open(request).await {
+            Err(CallError::Refused(failure)) => {
+                assert_eq!(failure.kind, FailureKind::DeniedByPolicy, "{name}: {failure}");
+                assert!(failure.message.contains(name), "{failure}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
     pod.remove(&id).await;
 }
 

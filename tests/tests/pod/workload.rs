@@ -1,7 +1,8 @@
 //! What a container asks of its guest, on 127.0.0.1:8006.
 
 use base64::Engine;
-use serde_json::Value;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 
 use crate::world::World;
 
@@ -44,4 +45,31 @@ pub(crate) async fn what_the_broker_does_not_have_is_not_found(world: &World) {
     let exited = pod.sh(&image, script).await;
     let statuses: Vec<_> = exited.stdout.lines().map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(statuses, [Some("404"), Some("400"), Some("400")], "{exited:?}");
+}
+
+pub(crate) async fn the_guest_says_what_it_is(world: &World) {
+    let (pod, image) = (world.pod().await, world.image());
+    let exited = pod.sh(&image, "wget -q -O - http://127.0.0.1:8006/info").await;
+    let info: Value = serde_json::from_str(&exited.stdout).unwrap_or_else(|_| panic!("{exited:?}"));
+    assert_eq!(info, json!({ "version": env!("CARGO_PKG_VERSION"), "tee": "tpm" }));
+}
+
+pub(crate) async fn evidence_binds_a_containers_own_data(world: &World) {
+    let (pod, image) = (world.pod().await, world.image());
+    let own = "a nonce of somebody's choice";
+    let encoded = STANDARD.encode(own).replace('=', "%3D").replace('+', "%2B");
+    let raw = own.replace(' ', "%20");
+    for query in [format!("runtime_data={raw}"), format!("runtime_data={encoded}&encoding=base64")] {
+        let script = format!("wget -q -O - \"http://127.0.0.1:8006/aa/evidence?{query}\"");
+        let exited = pod.sh(&image, &script).await;
+        let evidence: Value = serde_json::from_str(&exited.stdout).unwrap_or_else(|_| panic!("{exited:?}"));
+        let quoted = STANDARD.decode(evidence["tpm_quote"]["message"].as_str().unwrap()).unwrap();
+        assert!(quoted.windows(own.len()).any(|bytes| bytes == own.as_bytes()), "{query}: {evidence}");
+    }
+    let script = format!(
+        "wget -S -O - 'http://127.0.0.1:8006/aa/evidence?runtime_data={}' 2>&1 | grep '^  HTTP/'",
+        "r".repeat(65)
+    );
+    let exited = pod.sh(&image, &script).await;
+    assert_eq!(exited.stdout.split_whitespace().nth(1), Some("400"), "{exited:?}");
 }

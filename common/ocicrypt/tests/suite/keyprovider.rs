@@ -85,11 +85,9 @@ fn the_older_names_of_wrap_types_are_read(#[case] name: &str, #[case] wrap_type:
 }
 
 #[test]
+#[ignore = "on genuine vectors, which SEALPOD_FIXTURES names"]
 fn a_genuine_packet_opens_to_valid_options() {
-    let Some(fixtures) = std::env::var_os("SEALPOD_FIXTURES") else {
-        eprintln!("skipped: SEALPOD_FIXTURES names no folder of genuine vectors");
-        return;
-    };
+    let fixtures = std::env::var_os("SEALPOD_FIXTURES").expect("SEALPOD_FIXTURES names the genuine vectors");
     let file = PathBuf::from(fixtures).join("ocicrypt/sample_kbc_annotation.json");
     let packet = AnnotationPacket::parse(&std::fs::read(file).unwrap()).unwrap();
     assert_eq!(packet.kid(), KID);

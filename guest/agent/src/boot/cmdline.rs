@@ -51,6 +51,13 @@ pub(crate) enum Error {
     },
 }
 
+/// Evidence comes from a TPM unless something else is named.
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { tee: Tee::Tpm, transport: Transport::default(), key_broker: None, image_policy: None }
+    }
+}
+
 impl Parameters {
     /// Reads the parameters of the running kernel.
     pub(crate) fn read() -> Result<Self, Error> {
@@ -58,8 +65,7 @@ impl Parameters {
     }
 
     fn parse(cmdline: &str) -> Result<Self, Error> {
-        let mut parameters =
-            Self { tee: Tee::Tpm, transport: Transport::default(), key_broker: None, image_policy: None };
+        let mut parameters = Self::default();
         let mut seen = Vec::new();
         for word in cmdline.split_ascii_whitespace().filter(|word| word.starts_with("sealpod.")) {
             let (name, value) = word.split_once('=').ok_or_else(|| Error::Unknown(word.into()))?;

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::Context;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 
+use crate::container::POD_CGROUP;
+
 /// Makes `/` a mount that can be pivoted away from.
 ///
 /// The kernel refuses `pivot_root` from the initramfs itself, so `/` is bound to a new directory,
@@ -40,5 +42,6 @@ pub(super) fn mount_all() -> anyhow::Result<()> {
         std::fs::create_dir_all(target).with_context(|| format!("create {target}"))?;
         mount(kind, target, kind, flags, options).with_context(|| format!("mount {kind} on {target}"))?;
     }
-    Ok(())
+    // The runtime would make it with the first container, and fail with two first ones at once.
+    std::fs::create_dir(POD_CGROUP).with_context(|| format!("create {POD_CGROUP}"))
 }

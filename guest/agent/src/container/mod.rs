@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use process::{Process, Stream};
 use rootfs::Folders;
+pub(crate) use rootfs::POD_CGROUP;
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_agent_protocol::{
     ContainerState, CreateContainer, ExecProcess, Failure, FailureKind, Interface, Mount, Phase, ProcessRef,
@@ -251,7 +252,7 @@ impl Containers {
     pub(crate) fn statistics(&self, id: Option<&str>) -> Result<Statistics, Failure> {
         let group = match id {
             Some(id) => self.get(id)?.folders.cgroup.clone(),
-            None => Path::new(rootfs::CGROUPS).join(rootfs::CGROUP.trim_start_matches('/')),
+            None => Path::new(POD_CGROUP).to_owned(),
         };
         match control_group::statistics(&group) {
             // The pod's group comes with its first container.

@@ -104,6 +104,17 @@ impl Process {
         }
     }
 
+    /// Reads an output and throws it away, so that the process is not held up by it.
+    pub(crate) fn discard(&self, stream: Stream) {
+        let ours = stream.of(&mut self.streams.lock().unwrap_or_else(PoisonError::into_inner)).take();
+        if let (Some(mut ours), Stream::Stdout | Stream::Stderr) = (ours, stream) {
+            tokio::spawn(async move {
+                let mut buffer = vec![0; BUFFER];
+                while let Ok(1..) = ours.read(&mut buffer).await {}
+            });
+        }
+    }
+
     /// Carries a stream until it ends.
     pub(crate) async fn carry(&self, stream: Stream, host: ByteStream) {
         let ours = stream.of(&mut self.streams.lock().unwrap_or_else(PoisonError::into_inner)).take();
@@ -313,6 +324,21 @@ mod tests {
         exit_code_of(&client).await;
         assert!(client.open(Request::ReadStdout(process())).await.is_err());
         assert!(client.open(Request::ReadStderr(process())).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn output_that_nobody_may_read_does_not_stop_the_process() {
+        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut theirs = std::fs::File::from(theirs);
+        let writer =
+            tokio::task::spawn_blocking(move || std::io::Write::write_all(&mut theirs, &vec![0; 3_000_000]));
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        let streams = Streams { stdout: Some(Nonblocking::new(ours).unwrap()), ..Default::default() };
+        let process = Process::follow(rustix::process::getpid(), ended, streams, || false).unwrap();
+        process.discard(Stream::Stdout);
+        assert!(process.has(Stream::Stdout).is_err(), "nobody else gets it");
+        writer.await.unwrap().unwrap();
+        drop(sender);
     }
 
     #[tokio::test]

@@ -3,6 +3,8 @@
 //! A container engine merges the image's config into what it asks for, so the same pod comes as a short request from
 //! one host and as a long one from another. The policy decides by the short form: what differs from the image.
 
+use std::collections::BTreeMap;
+
 use sealpod_agent_protocol::CreateContainer;
 
 use super::spec::{DEFAULT_PATH, DEFAULT_TERM, ImageProcess};
@@ -43,19 +45,21 @@ fn reduce_command(request: &mut CreateContainer, image: &ImageProcess) {
 }
 
 fn reduce_environment(request: &mut CreateContainer, image: &ImageProcess, hostname: &str) {
-    let terminal = request.terminal;
-    let of_image = |name: &str| {
-        let own = |variable: &&String| variable.split_once('=').is_some_and(|(own, _)| own == name);
-        // The last one counts, as for a program.
-        image.environment.iter().rev().find(own).and_then(|variable| variable.split_once('='))
-    };
-    request.environment.retain(|name, value| match (of_image(name), name.as_str()) {
-        (Some((_, own)), _) => own != value,
-        (None, "HOSTNAME") => value != hostname,
-        (None, "PATH") => value != DEFAULT_PATH,
-        (None, "TERM") => !(terminal && value == DEFAULT_TERM),
-        (None, _) => true,
-    });
+    let own = own_environment(request, image, hostname);
+    request.environment.retain(|name, value| own.get(name) != Some(&*value));
+}
+
+/// The variables that the container has if the request adds none.
+pub(crate) fn own_environment(
+    request: &CreateContainer,
+    image: &ImageProcess,
+    hostname: &str,
+) -> BTreeMap<String, String> {
+    let terminal = request.terminal.then_some(("TERM", DEFAULT_TERM));
+    let defaults = [("HOSTNAME", hostname), ("PATH", DEFAULT_PATH)].into_iter().chain(terminal);
+    // The last one counts, as for a program.
+    let of_image = image.environment.iter().filter_map(|variable| variable.split_once('='));
+    defaults.chain(of_image).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// One way to write root; others as they are.
@@ -102,6 +106,14 @@ mod tests {
             r.user = Some("1000".into());
         });
         assert_eq!(request, CreateContainer { image: "i".into(), ..CreateContainer::default() });
+    }
+
+    #[test]
+    fn a_container_has_the_images_variables_and_the_usual_ones() {
+        let request = CreateContainer { terminal: true, ..CreateContainer::default() };
+        let own = own_environment(&request, &image(), "pod");
+        let own: Vec<_> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(own, [("A", "1"), ("HOSTNAME", "pod"), ("PATH", "/bin"), ("TERM", "xterm")]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(super) const RUNTIME: &str = "/run/sealpod/runtime";
 pub(super) const CGROUP: &str = "/sealpod";
 /// Where control groups are mounted.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
+/// The folder of the group that holds those of all containers.
+pub(crate) const POD_CGROUP: &str = "/sys/fs/cgroup/sealpod";
 const CONTAINERS: &str = "/run/sealpod/containers";
 
 impl Folders {

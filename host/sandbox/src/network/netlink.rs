@@ -1,25 +1,25 @@
 //! The few netlink requests (rtnetlink(7), tc(8)) by which a namespace's interfaces are read and joined to taps.
 
 use std::io;
-use std::net::IpAddr;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionGeneric, TcActionMirrorOption, TcActionOption, TcActionType,
     TcAttribute, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key,
     TcU32Selector, TcU32SelectorFlags,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use sealpod_agent_protocol::{Interface, Route};
 
+use super::interfaces::{self, Found};
+
+/// Makes what does not exist yet, and fails if it does.
+const CREATE: u16 = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
 /// The ingress queueing discipline's own handle, and its place.
 const INGRESS: TcHandle = TcHandle { major: 0xFFFF, minor: 0 };
 const INGRESS_PARENT: TcHandle = TcHandle { major: 0xFFFF, minor: 0xFFF1 };
@@ -34,13 +34,6 @@ pub(super) struct Netlink {
     sequence: u32,
 }
 
-/// An interface and the number by which the kernel knows it.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) index: u32,
-    pub(super) interface: Interface,
-}
-
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
@@ -52,31 +45,10 @@ impl Netlink {
     /// Ethernet interfaces that are up, with their addresses and routes.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Found>> {
         let links = self.request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
-        let mut found: Vec<Found> = links.into_iter().filter_map(found).collect();
         let addresses =
             self.request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
-        for answer in addresses {
-            let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
-            if let Some((index, address)) = address(&message)
-                && let Some(found) = found.iter_mut().find(|found| found.index == index)
-            {
-                found.interface.addresses.push(address);
-            }
-        }
         let routes = self.request(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;
-        for answer in routes {
-            let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
-            if let Some((index, route)) = route(&message)
-                && let Some(found) = found.iter_mut().find(|found| found.index == index)
-            {
-                found.interface.routes.push(route);
-            }
-        }
-        for found in &mut found {
-            // A gateway must be reachable before a route leads through it.
-            found.interface.routes.sort_by_key(|route| route.gateway.is_some());
-        }
-        Ok(found)
+        Ok(interfaces::assemble(&links, &addresses, &routes))
     }
 
     /// The number of an interface.
@@ -105,9 +77,8 @@ impl Netlink {
 
     /// Sends everything that arrives at one interface out of another.
     pub(super) fn redirect(&mut self, from: u32, to: u32) -> io::Result<()> {
-        let create = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        self.request(RouteNetlinkMessage::NewQueueDiscipline(ingress(from)), create)?;
-        self.request(RouteNetlinkMessage::NewTrafficFilter(redirection(from, to)), create).map(drop)
+        self.request(RouteNetlinkMessage::NewQueueDiscipline(ingress(from)), CREATE)?;
+        self.request(RouteNetlinkMessage::NewTrafficFilter(redirection(from, to)), CREATE).map(drop)
     }
 
     /// Undoes it.
@@ -118,13 +89,7 @@ impl Netlink {
     /// Sends a request and collects the answers until its acknowledgement or the end of its dump.
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.socket.send(&bytes_of(message, flags, self.sequence), 0)?;
 
         let mut answers = Vec::new();
         loop {
@@ -149,84 +114,14 @@ impl Netlink {
     }
 }
 
-fn found(answer: RouteNetlinkMessage) -> Option<Found> {
-    let RouteNetlinkMessage::NewLink(link) = answer else { return None };
-    let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
-    if !ethernet
-        || !link.header.flags.contains(LinkFlags::Up)
-        || link.header.flags.contains(LinkFlags::Loopback)
-    {
-        return None;
-    }
-    let mut interface = Interface {
-        mac: String::new(),
-        name: String::new(),
-        addresses: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
-    };
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => interface.name.clone_from(name),
-            LinkAttribute::Mtu(mtu) => interface.mtu = Some(*mtu),
-            LinkAttribute::Address(bytes) => {
-                let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                interface.mac = bytes.join(":");
-            }
-            _ => {}
-        }
-    }
-    Some(Found { index: link.header.index, interface })
-}
-
-/// Addresses that the guest's kernel does not give itself.
-fn address(message: &AddressMessage) -> Option<(u32, String)> {
-    if message.header.scope == AddressScope::Link {
-        return None;
-    }
-    let find = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) if local => Some(*address),
-            AddressAttribute::Address(address) if !local => Some(*address),
-            _ => None,
-        })
-    };
-    let address = find(true).or_else(|| find(false))?;
-    Some((message.header.index, format!("{address}/{}", message.header.prefix_len)))
-}
-
-/// Routes that do not come with an address by themselves.
-fn route(message: &RouteMessage) -> Option<(u32, Route)> {
-    let header = &message.header;
-    let kernels_own = header.protocol == RouteProtocol::Kernel;
-    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast || kernels_own {
-        return None;
-    }
-    let ip = |address: &RouteAddress| match address {
-        RouteAddress::Inet(address) => Some(IpAddr::from(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::from(*address)),
-        _ => None,
-    };
-    let (mut index, mut destination, mut gateway) = (None, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(interface) => index = Some(*interface),
-            RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            _ => {}
-        }
-    }
-    let anywhere = match header.address_family {
-        netlink_packet_route::AddressFamily::Inet => "0.0.0.0",
-        netlink_packet_route::AddressFamily::Inet6 => "::",
-        _ => return None,
-    };
-    let destination = destination.map_or_else(|| anywhere.to_owned(), |address| address.to_string());
-    let route = Route {
-        destination: format!("{destination}/{}", header.destination_prefix_length),
-        gateway: gateway.map(|gateway| gateway.to_string()),
-    };
-    Some((index?, route))
+fn bytes_of(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | flags;
+    request.header.sequence_number = sequence;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    bytes
 }
 
 fn ingress(index: u32) -> TcMessage {
@@ -259,8 +154,86 @@ fn redirection(from: u32, to: u32) -> TcMessage {
     ];
     message.attributes.push(TcAttribute::Kind("u32".into()));
     message.attributes.push(TcAttribute::Options(vec![
-        TcOption::U32(TcFilterU32Option::Selector(selector)),
         TcOption::U32(TcFilterU32Option::Action(vec![action])),
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
     ]));
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers are the machine's, whose order of bytes netlink has.
+    fn bytes(words: &[&[u8]]) -> Vec<u8> {
+        words.concat()
+    }
+
+    #[test]
+    fn the_ingress_discipline_is_asked_for_as_tc_does() {
+        // tc qdisc add dev NUMBER-7 ingress
+        let expected = bytes(&[
+            &48u32.to_ne_bytes(),     // length
+            &36u16.to_ne_bytes(),     // RTM_NEWQDISC
+            &0x0605u16.to_ne_bytes(), // REQUEST, ACK, EXCL, CREATE
+            &9u32.to_ne_bytes(),      // sequence
+            &[0; 4],                  // port
+            &[0; 4],                  // family and padding
+            &7u32.to_ne_bytes(),      // interface
+            &0xFFFF_0000u32.to_ne_bytes(),
+            &0xFFFF_FFF1u32.to_ne_bytes(),
+            &[0; 4],
+            &12u16.to_ne_bytes(),
+            &1u16.to_ne_bytes(), // TCA_KIND
+            b"ingress\0",
+        ]);
+        let message = RouteNetlinkMessage::NewQueueDiscipline(ingress(7));
+        assert_eq!(bytes_of(message, CREATE, 9), expected);
+    }
+
+    #[test]
+    fn everything_is_redirected_as_tc_does() {
+        // tc filter add dev NUMBER-7 parent ffff: prio 1 protocol all u32 match u8 0 0
+        //    action mirred egress redirect dev NUMBER-8
+        let expected = bytes(&[
+            &140u32.to_ne_bytes(),    // length
+            &44u16.to_ne_bytes(),     // RTM_NEWTFILTER
+            &0x0605u16.to_ne_bytes(), // REQUEST, ACK, EXCL, CREATE
+            &9u32.to_ne_bytes(),      // sequence
+            &[0; 4],                  // port
+            &[0; 4],                  // family and padding
+            &7u32.to_ne_bytes(),      // interface
+            &[0; 4],                  // handle
+            &0xFFFF_0000u32.to_ne_bytes(),
+            &ALL_PROTOCOLS.to_ne_bytes(), // priority 1, protocol all
+            &8u16.to_ne_bytes(),
+            &1u16.to_ne_bytes(), // TCA_KIND
+            b"u32\0",
+            &96u16.to_ne_bytes(),
+            &2u16.to_ne_bytes(), // TCA_OPTIONS
+            &56u16.to_ne_bytes(),
+            &7u16.to_ne_bytes(), // TCA_U32_ACT
+            &52u16.to_ne_bytes(),
+            &1u16.to_ne_bytes(), // the first action
+            &11u16.to_ne_bytes(),
+            &1u16.to_ne_bytes(), // TCA_ACT_KIND
+            b"mirred\0\0",
+            &36u16.to_ne_bytes(),
+            &0x8002u16.to_ne_bytes(), // TCA_ACT_OPTIONS, nested
+            &32u16.to_ne_bytes(),
+            &2u16.to_ne_bytes(), // TCA_MIRRED_PARMS
+            &[0; 8],
+            &4u32.to_ne_bytes(), // TC_ACT_STOLEN
+            &[0; 8],
+            &1u32.to_ne_bytes(), // TCA_EGRESS_REDIR
+            &8u32.to_ne_bytes(), // to
+            &36u16.to_ne_bytes(),
+            &5u16.to_ne_bytes(), // TCA_U32_SEL
+            &[1, 0, 1, 0],       // terminal, one key
+            &[0; 12],
+            &[0; 16], // which matches everything
+        ]);
+        let message = RouteNetlinkMessage::NewTrafficFilter(redirection(7, 8));
+        assert_eq!(bytes_of(message, CREATE, 9), expected);
+    }
 }

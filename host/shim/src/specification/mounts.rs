@@ -51,6 +51,7 @@ impl Mounts {
                 HOSTS => mounts.hosts = Some(source),
                 RESOLV_CONF => mounts.resolv_conf = Some(source),
                 own if OWN.contains(&own) => {}
+                _ if is_image_volume(&source) => {}
                 _ => mounts.volumes.push(volume(
                     &destination,
                     &source,
@@ -94,6 +95,15 @@ fn read_text(path: &Path) -> Result<String, Error> {
     let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_string(&mut text));
     read.map_err(|source| Error::Bundle { path: path.into(), source })?;
     Ok(text)
+}
+
+/// Whether an engine made a folder for a `VOLUME` of the image, filled from the image's files: in the guest those are
+/// where the image has them, and live as long as the container, which is what such a volume is.
+fn is_image_volume(source: &Path) -> bool {
+    let words: Vec<_> = source.iter().collect();
+    words.windows(4).any(|words| {
+        words[0] == "io.containerd.grpc.v1.cri" && words[1] == "containers" && words[3] == "volumes"
+    })
 }
 
 /// kubelet keeps a pod's files at `…/pods/<uid>/…`: what follows says what a source is.
@@ -218,6 +228,14 @@ mod tests {
         assert_eq!(mount.source, MountSource::EmptyFile { volume: "termination-log-web".into() });
         let (mount, _) = typed(&format!("{POD}/volume-subpaths/settings/web/2"), &["rbind"]).unwrap();
         assert_eq!(mount.source, MountSource::Files { volume: "settings.web.2".into(), file: None });
+    }
+
+    #[test]
+    fn a_volume_that_an_image_declares_is_in_the_image() {
+        let cri = "/var/lib/containerd/io.containerd.grpc.v1.cri";
+        assert!(is_image_volume(Path::new(&format!("{cri}/containers/4f2a/volumes/9e1b"))));
+        assert!(!is_image_volume(Path::new(&format!("{cri}/sandboxes/4f2a/hostname"))));
+        assert!(!is_image_volume(Path::new("/etc")));
     }
 
     #[test]

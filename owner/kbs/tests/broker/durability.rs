@@ -1,5 +1,8 @@
 //! What was acknowledged outlasts the process, however that ends.
 
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::join_all;
@@ -89,4 +92,81 @@ async fn a_second_broker_on_the_same_store_does_not_start() {
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(words.contains("cannot open the store") && words.contains("store.redb"), "{words}");
     broker.text("/healthz").await;
+}
+
+/// A file system of its own with little room, in a namespace of its own: no privilege is needed.
+struct SmallDisk(Child);
+
+impl SmallDisk {
+    fn mount(folder: &Path, size: &str) -> Self {
+        std::fs::create_dir(folder).unwrap();
+        let script = "mount -t tmpfs -o size=$2 tmpfs \"$1\" && echo && exec sleep infinity";
+        let mut holder = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+            .arg(folder)
+            .arg(size)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        holder.stdout.take().unwrap().read_exact(&mut line).expect("it is mounted");
+        Self(holder)
+    }
+
+    /// What runs a program that sees the disk.
+    fn command(&self, program: &Command) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--user", "--mount", "--preserve-credentials", "--target", &self.0.id().to_string()]);
+        command.arg(program.get_program());
+        command
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_loses_nothing() {
+    let home = Home::sample();
+    let disk = SmallDisk::mount(&home.path("disk"), "4m");
+    home.configure("store = \"store.redb\"", "store = \"disk/store.redb\"");
+    let mut broker = home.start_as(disk.command(&program()));
+    let secret = |number: usize| vec![u8::try_from(number % 251).unwrap(); 100_000];
+    let set = async |broker: &Broker, number: usize| {
+        let request = broker.admin(Method::POST, &format!("resource/default/large/{number}"));
+        send(request.body(secret(number))).await
+    };
+    let mut kept = 0;
+    let refused = loop {
+        let answer = set(&broker, kept).await;
+        if answer.status != StatusCode::OK {
+            break answer;
+        }
+        kept += 1;
+    };
+    let detail = refused.error(StatusCode::INSUFFICIENT_STORAGE, "StorageFull");
+    assert!(detail.contains("make room"), "{detail}");
+    assert!(kept > 5, "{kept}");
+
+    // What was acknowledged is there, at once and after a restart; what was refused is not.
+    for round in 0..2 {
+        for number in 0..kept {
+            let answer = send(broker.admin(Method::GET, &format!("resource/default/large/{number}"))).await;
+            assert!(answer.expect(StatusCode::OK).body == secret(number), "{number} in round {round}");
+        }
+        let answer = send(broker.admin(Method::GET, &format!("resource/default/large/{kept}"))).await;
+        answer.expect(StatusCode::NOT_FOUND);
+        broker.kill();
+        broker = home.start_as(disk.command(&program()));
+    }
+    // Nothing is given that cannot be noted; with room again, all is as before.
+    for number in 0..kept {
+        send(broker.admin(Method::DELETE, &format!("resource/default/large/{number}"))).await;
+    }
+    Guest::new().attest(&broker).await;
+    set(&broker, 0).await.expect(StatusCode::OK);
 }

@@ -89,9 +89,14 @@ impl Home {
     }
 
     pub(crate) fn start(&self) -> Broker {
+        self.start_as(program())
+    }
+
+    /// Starts it by a command that ends in the program.
+    pub(crate) fn start_as(&self, mut command: Command) -> Broker {
         let address_file = self.path("address");
         let _ = std::fs::remove_file(&address_file);
-        let mut child = program()
+        let mut child = command
             .args(["serve", "--config"])
             .arg(self.path("kbs.toml"))
             .arg("--address-file")

@@ -1,0 +1,287 @@
+//! A container's volumes, in the guest's words, and the files that the host may give them.
+
+use std::collections::BTreeMap;
+
+use sealpod_agent_protocol::MountSource;
+use sealpod_evidence::HashAlgorithm;
+
+use crate::expansion::{expand, known};
+use crate::kubernetes::{Container, EmptyDir, PodSpec, Projected, Volume, VolumeMount, VolumeOfObject};
+use crate::manifest::{ObjectKind, Value};
+use crate::policy::{FilesVolume, MountPolicy};
+
+use super::environment::{Environment, not_in_input};
+use super::{Context, Problem, Result, problem};
+
+/// What every container has and the guest makes itself, whatever the manifest mounts there.
+const GUESTS_OWN: [&str; 10] = [
+    "/proc",
+    "/dev",
+    "/dev/pts",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/sys",
+    "/sys/fs/cgroup",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+];
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Where, and under which name, Kubernetes adds the service account's token to every container.
+const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const TOKEN_VOLUME: &str = "kube-api-access-";
+const TOKEN_FILES: [&str; 3] = ["token", "ca.crt", "namespace"];
+/// File systems in memory have whole pages, of 64 KiB at most.
+const LARGEST_PAGE: u64 = 64 << 10;
+
+/// The pod's volumes of files, by name.
+pub(super) type Files = BTreeMap<String, FilesVolume>;
+
+/// Files by path, each with its digest where it is known; nothing stands for any files.
+type Paths = Option<BTreeMap<String, Option<String>>>;
+
+impl Context<'_> {
+    /// By destination.
+    pub(super) fn mounts(
+        &self,
+        spec: &PodSpec,
+        container: &Container,
+        environment: &Environment,
+        files: &mut Files,
+    ) -> Result<BTreeMap<String, MountPolicy>> {
+        if let Some(device) = container.volume_devices.first() {
+            let why = "block devices of the cluster do not reach a confidential pod";
+            return Err(problem(format!("volumeDevices.{}", device.name), why));
+        }
+        let mut mounts = BTreeMap::new();
+        for (number, mount) in container.volume_mounts.iter().enumerate() {
+            let what = format!("volumeMounts.{}", mount.name);
+            let inside = |Problem { why, .. }| problem(what.clone(), why);
+            let destination = destination(&mount.mount_path);
+            let volume = spec.volumes.iter().find(|volume| volume.name == mount.name);
+            let volume = volume.ok_or_else(|| problem(what.clone(), "the pod has no volume of this name"))?;
+            if mount.mount_propagation.as_deref().is_some_and(|propagation| propagation != "None") {
+                return Err(problem(
+                    what,
+                    "mounts of the host cannot appear in the guest (mountPropagation)",
+                ));
+            }
+            let policy =
+                self.mount(volume, mount, &container.name, number, environment, files).map_err(inside)?;
+            if GUESTS_OWN.contains(&destination.as_str()) {
+                continue;
+            }
+            if mounts.insert(destination.clone(), policy).is_some() {
+                return Err(problem(what, format!("there are two volumes at {destination}")));
+            }
+        }
+        if spec.automount_service_account_token.unwrap_or(true) && !mounts.contains_key(TOKEN_FOLDER) {
+            mounts.insert(TOKEN_FOLDER.into(), token_mount());
+            files.entry(TOKEN_VOLUME.into()).or_insert_with(token_files);
+        }
+        let log = destination(container.termination_message_path.as_deref().unwrap_or(TERMINATION_LOG));
+        mounts.entry(log).or_insert_with(|| MountPolicy {
+            read_only: false,
+            optional: true,
+            sources: vec![MountSource::EmptyFile { volume: format!("termination-log-{}", container.name) }],
+            volume_begins: None,
+            in_memory: false,
+        });
+        Ok(mounts)
+    }
+
+    fn mount(
+        &self,
+        volume: &Volume,
+        mount: &VolumeMount,
+        container: &str,
+        number: usize,
+        environment: &Environment,
+        files: &mut Files,
+    ) -> Result<MountPolicy> {
+        let name = &volume.name;
+        let is_part = !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty();
+        let (read_only, paths) = match self.paths(volume)? {
+            Some(paths) => (true, paths),
+            None if !is_part => return empty_folder(volume, mount),
+            // kubelet makes the folder on the host, and nothing is in it.
+            None => (mount.read_only, Some(BTreeMap::new())),
+        };
+        let of_files = |read_only, sources| MountPolicy {
+            read_only,
+            optional: false,
+            sources,
+            volume_begins: None,
+            in_memory: false,
+        };
+        if !is_part {
+            give(files, name.clone(), paths);
+            let source = MountSource::Files { volume: name.clone(), file: None };
+            return Ok(of_files(read_only, vec![source]));
+        }
+        let part = format!("{name}.{container}.{number}");
+        let source =
+            |file: Option<&str>| MountSource::Files { volume: part.clone(), file: file.map(str::to_owned) };
+        let (sources, paths) = match paths {
+            None => (vec![source(None), source(Some("file"))], None),
+            Some(paths) if !read_only || paths.is_empty() => (vec![source(None)], Some(paths)),
+            Some(paths) => {
+                let expression = expand(&mount.sub_path_expr, |name| environment.meaning(name));
+                let expression = known(expression)
+                    .map_err(|_| problem("", "what subPathExpr comes to is known on the node only"))?;
+                let path = if mount.sub_path.is_empty() { expression } else { mount.sub_path.clone() };
+                let path = path.trim_end_matches('/');
+                match paths.get(path) {
+                    Some(digest) => {
+                        let only = BTreeMap::from([("file".to_owned(), digest.clone())]);
+                        (vec![source(Some("file"))], Some(only))
+                    }
+                    None => (vec![source(None)], Some(below(&paths, path)?)),
+                }
+            }
+        };
+        give(files, part, paths);
+        Ok(of_files(read_only, sources))
+    }
+
+    /// The files of a volume that the host fills, or nothing for an empty folder.
+    fn paths(&self, volume: &Volume) -> Result<Option<Paths>> {
+        let Volume { config_map, secret, downward_api, projected, empty_dir: _, other, .. } = volume;
+        if let Some(kind) = other.keys().next() {
+            let why = match kind.as_str() {
+                "hostPath" => {
+                    "files of the host are not the pod's; give them as a ConfigMap, a Secret or in the image"
+                }
+                _ => {
+                    "only ConfigMap, Secret, downward API, projected and emptyDir volumes reach a confidential pod"
+                }
+            };
+            return Err(problem("", format!("{kind} is refused: {why}")));
+        }
+        Ok(match (config_map, secret, downward_api, projected) {
+            (Some(volume), ..) => Some(self.paths_of(ObjectKind::ConfigMap, volume)?),
+            (_, Some(volume), ..) => Some(self.paths_of(ObjectKind::Secret, volume)?),
+            (_, _, Some(volume), _) => {
+                Some(Some(volume.items.iter().map(|item| (item.path.clone(), None)).collect()))
+            }
+            (_, _, _, Some(volume)) => Some(Some(self.paths_of_projected(volume)?)),
+            _ => None,
+        })
+    }
+
+    fn paths_of(&self, kind: ObjectKind, volume: &VolumeOfObject) -> Result<Paths> {
+        let name = volume.name.as_deref().or(volume.secret_name.as_deref()).unwrap_or_default();
+        let any = kind == ObjectKind::Secret || self.may_be_anything(kind, name);
+        let digest = |value: &Value| (!any).then(|| sha256(&value.bytes));
+        match (self.object(kind, name), &volume.items) {
+            (Some(values), None) => {
+                Ok(Some(values.iter().map(|(key, value)| (key.clone(), digest(value))).collect()))
+            }
+            (Some(values), Some(items)) => {
+                let mut paths = BTreeMap::new();
+                for item in items {
+                    match values.get(&item.key) {
+                        Some(value) => drop(paths.insert(item.path.clone(), digest(value))),
+                        None if volume.optional => {}
+                        None => {
+                            let (kind, key) = (kind.name(), &item.key);
+                            return Err(problem("", format!("{kind} {name:?} has no key {key:?}")));
+                        }
+                    }
+                }
+                Ok(Some(paths))
+            }
+            (None, Some(items)) if any => {
+                Ok(Some(items.iter().map(|item| (item.path.clone(), None)).collect()))
+            }
+            (None, None) if any => Ok(None),
+            // Then it must not be there.
+            (None, _) if volume.optional => Ok(Some(BTreeMap::new())),
+            (None, _) => Err(problem("", not_in_input(kind, name))),
+        }
+    }
+
+    fn paths_of_projected(&self, volume: &Projected) -> Result<BTreeMap<String, Option<String>>> {
+        let mut paths = BTreeMap::new();
+        for source in &volume.sources {
+            let objects = [(ObjectKind::ConfigMap, &source.config_map), (ObjectKind::Secret, &source.secret)];
+            for (kind, object) in objects {
+                let Some(object) = object else { continue };
+                paths.extend(self.paths_of(kind, object)?.ok_or_else(|| {
+                    let name = object.name.as_deref().unwrap_or_default();
+                    problem(
+                        "",
+                        format!("{} {name:?} is not in the input; add it, or list its items", kind.name()),
+                    )
+                })?);
+            }
+            let files = source.downward_api.iter().flat_map(|volume| &volume.items);
+            let files = files.chain(&source.service_account_token).chain(&source.cluster_trust_bundle);
+            paths.extend(files.map(|file| (file.path.clone(), None)));
+        }
+        Ok(paths)
+    }
+}
+
+fn give(files: &mut Files, name: String, paths: Paths) {
+    files.insert(name.clone(), FilesVolume { name, begins: false, files: paths });
+}
+
+/// What a folder of a volume holds.
+fn below(paths: &BTreeMap<String, Option<String>>, folder: &str) -> Result<BTreeMap<String, Option<String>>> {
+    let inside = |path: &str| path.strip_prefix(folder)?.strip_prefix('/').map(str::to_owned);
+    let found: BTreeMap<_, _> =
+        paths.iter().filter_map(|(path, digest)| Some((inside(path)?, digest.clone()))).collect();
+    match found.is_empty() {
+        true => Err(problem("", format!("there is no {folder:?} in the volume"))),
+        false => Ok(found),
+    }
+}
+
+fn empty_folder(volume: &Volume, mount: &VolumeMount) -> Result<MountPolicy> {
+    let EmptyDir { medium, size_limit } = volume.empty_dir.clone().unwrap_or_default();
+    let in_memory = match medium.as_str() {
+        "" => false,
+        "Memory" => true,
+        other => return Err(problem("", format!("the guest has no {other} to give"))),
+    };
+    let limit = size_limit.map(|limit| {
+        let rounded = limit.bytes().and_then(|bytes| bytes.checked_next_multiple_of(LARGEST_PAGE));
+        rounded.ok_or_else(|| problem("", "sizeLimit is no number of bytes, as 64Mi"))
+    });
+    let source = MountSource::Empty {
+        volume: volume.name.clone(),
+        size_bytes: limit.transpose()?.filter(|_| in_memory),
+        group: None,
+    };
+    let sources = vec![source];
+    Ok(MountPolicy { read_only: mount.read_only, optional: false, sources, volume_begins: None, in_memory })
+}
+
+fn token_mount() -> MountPolicy {
+    MountPolicy {
+        read_only: true,
+        optional: true,
+        sources: Vec::new(),
+        volume_begins: Some(TOKEN_VOLUME.into()),
+        in_memory: false,
+    }
+}
+
+fn token_files() -> FilesVolume {
+    let files = TOKEN_FILES.iter().map(|name| (name.to_string(), None)).collect();
+    FilesVolume { name: TOKEN_VOLUME.into(), begins: true, files: Some(files) }
+}
+
+/// As the policy's rules compare them.
+fn destination(path: &str) -> String {
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    match path.trim_end_matches('/') {
+        "" => "/".into(),
+        plain => plain.into(),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    HashAlgorithm::Sha256.digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

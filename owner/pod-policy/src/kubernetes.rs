@@ -1,0 +1,348 @@
+//! What of Kubernetes' objects says what a pod is. Other fields, such as where it is scheduled, change nothing of it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// An object's names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Metadata {
+    pub(crate) name: Option<String>,
+    pub(crate) generate_name: Option<String>,
+    pub(crate) namespace: Option<String>,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// A pod, or the template that pods are made from.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PodTemplate {
+    #[serde(default)]
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: PodSpec,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodSpec {
+    pub(crate) containers: Vec<Container>,
+    #[serde(default)]
+    pub(crate) init_containers: Vec<Container>,
+    #[serde(default)]
+    pub(crate) volumes: Vec<Volume>,
+    #[serde(default)]
+    pub(crate) security_context: PodSecurityContext,
+    #[serde(default)]
+    pub(crate) host_aliases: Vec<HostAlias>,
+    pub(crate) enable_service_links: Option<bool>,
+    pub(crate) automount_service_account_token: Option<bool>,
+    pub(crate) service_account_name: Option<String>,
+    #[serde(default, rename = "hostNetwork")]
+    pub(crate) host_network: bool,
+    #[serde(default, rename = "hostPID")]
+    pub(crate) host_pid: bool,
+    #[serde(default, rename = "hostIPC")]
+    pub(crate) host_ipc: bool,
+    pub(crate) host_users: Option<bool>,
+    #[serde(default)]
+    pub(crate) share_process_namespace: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodSecurityContext {
+    pub(crate) run_as_user: Option<u32>,
+    pub(crate) run_as_group: Option<u32>,
+    pub(crate) fs_group: Option<u32>,
+    #[serde(default)]
+    pub(crate) supplemental_groups: Vec<u32>,
+    #[serde(default)]
+    pub(crate) sysctls: Vec<Sysctl>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Sysctl {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct HostAlias {
+    pub(crate) ip: String,
+    #[serde(default)]
+    pub(crate) hostnames: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    pub(crate) command: Vec<String>,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) env: Vec<EnvVar>,
+    #[serde(default)]
+    pub(crate) env_from: Vec<EnvFrom>,
+    pub(crate) working_dir: Option<String>,
+    #[serde(default)]
+    pub(crate) stdin: bool,
+    #[serde(default)]
+    pub(crate) tty: bool,
+    #[serde(default)]
+    pub(crate) security_context: SecurityContext,
+    #[serde(default)]
+    pub(crate) volume_mounts: Vec<VolumeMount>,
+    #[serde(default)]
+    pub(crate) volume_devices: Vec<VolumeDevice>,
+    pub(crate) termination_message_path: Option<String>,
+    pub(crate) liveness_probe: Option<Handler>,
+    pub(crate) readiness_probe: Option<Handler>,
+    pub(crate) startup_probe: Option<Handler>,
+    pub(crate) lifecycle: Option<Lifecycle>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct VolumeDevice {
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EnvVar {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) value: String,
+    pub(crate) value_from: Option<EnvSource>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EnvSource {
+    pub(crate) config_map_key_ref: Option<KeyRef>,
+    pub(crate) secret_key_ref: Option<KeyRef>,
+    pub(crate) field_ref: Option<FieldRef>,
+    pub(crate) resource_field_ref: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct KeyRef {
+    pub(crate) name: String,
+    pub(crate) key: String,
+    #[serde(default)]
+    pub(crate) optional: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FieldRef {
+    pub(crate) field_path: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EnvFrom {
+    #[serde(default)]
+    pub(crate) prefix: String,
+    pub(crate) config_map_ref: Option<ObjectRef>,
+    pub(crate) secret_ref: Option<ObjectRef>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ObjectRef {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) optional: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SecurityContext {
+    pub(crate) run_as_user: Option<u32>,
+    pub(crate) run_as_group: Option<u32>,
+    #[serde(default)]
+    pub(crate) privileged: bool,
+    pub(crate) allow_privilege_escalation: Option<bool>,
+    #[serde(default)]
+    pub(crate) read_only_root_filesystem: bool,
+    pub(crate) proc_mount: Option<String>,
+    #[serde(default)]
+    pub(crate) capabilities: Capabilities,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Capabilities {
+    #[serde(default)]
+    pub(crate) add: Vec<String>,
+    #[serde(default)]
+    pub(crate) drop: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct VolumeMount {
+    pub(crate) name: String,
+    pub(crate) mount_path: String,
+    #[serde(default)]
+    pub(crate) read_only: bool,
+    #[serde(default)]
+    pub(crate) sub_path: String,
+    #[serde(default)]
+    pub(crate) sub_path_expr: String,
+    pub(crate) mount_propagation: Option<String>,
+}
+
+/// A probe or a hook, of which only commands are the guest's concern: the others come over the network.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Handler {
+    pub(crate) exec: Option<ExecAction>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ExecAction {
+    #[serde(default)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Lifecycle {
+    pub(crate) post_start: Option<Handler>,
+    pub(crate) pre_stop: Option<Handler>,
+}
+
+/// A volume: its name, and one more key that says what it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Volume {
+    pub(crate) name: String,
+    pub(crate) config_map: Option<VolumeOfObject>,
+    pub(crate) secret: Option<VolumeOfObject>,
+    #[serde(rename = "downwardAPI")]
+    pub(crate) downward_api: Option<DownwardApi>,
+    pub(crate) projected: Option<Projected>,
+    pub(crate) empty_dir: Option<EmptyDir>,
+    #[serde(flatten)]
+    pub(crate) other: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct VolumeOfObject {
+    /// A ConfigMap's.
+    pub(crate) name: Option<String>,
+    /// A Secret's.
+    pub(crate) secret_name: Option<String>,
+    pub(crate) items: Option<Vec<KeyToPath>>,
+    #[serde(default)]
+    pub(crate) optional: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct KeyToPath {
+    pub(crate) key: String,
+    pub(crate) path: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct DownwardApi {
+    #[serde(default)]
+    pub(crate) items: Vec<DownwardFile>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DownwardFile {
+    pub(crate) path: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Projected {
+    #[serde(default)]
+    pub(crate) sources: Vec<ProjectedSource>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProjectedSource {
+    pub(crate) config_map: Option<VolumeOfObject>,
+    pub(crate) secret: Option<VolumeOfObject>,
+    #[serde(rename = "downwardAPI")]
+    pub(crate) downward_api: Option<DownwardApi>,
+    pub(crate) service_account_token: Option<DownwardFile>,
+    pub(crate) cluster_trust_bundle: Option<DownwardFile>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EmptyDir {
+    #[serde(default)]
+    pub(crate) medium: String,
+    pub(crate) size_limit: Option<Quantity>,
+}
+
+/// As `64Mi`, or a plain number.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Quantity {
+    Number(u64),
+    Text(String),
+}
+
+impl Quantity {
+    /// In whole bytes, rounded up.
+    pub(crate) fn bytes(&self) -> Option<u64> {
+        let text = match self {
+            Self::Number(number) => return Some(*number),
+            Self::Text(text) => text.trim(),
+        };
+        let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at_checked(digits)?;
+        let number: u64 = number.parse().ok()?;
+        let (base, power) = match unit {
+            "" => (1, 0),
+            "k" => (1000, 1),
+            "M" => (1000, 2),
+            "G" => (1000, 3),
+            "T" => (1000, 4),
+            "Ki" => (1024, 1),
+            "Mi" => (1024, 2),
+            "Gi" => (1024, 3),
+            "Ti" => (1024, 4),
+            _ => return None,
+        };
+        number.checked_mul(u64::pow(base, power))
+    }
+}
+
+/// A ConfigMap or a Secret.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DataObject {
+    pub(crate) metadata: Metadata,
+    #[serde(default)]
+    pub(crate) data: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) binary_data: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) string_data: BTreeMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_bytes() {
+        for (text, bytes) in [("64Mi", 64 << 20), ("1k", 1000), ("17", 17), ("2Gi", 2 << 30)] {
+            assert_eq!(Quantity::Text(text.into()).bytes(), Some(bytes));
+        }
+        for text in ["", "1.5Gi", "x", "1Zi", "99999999999999999999", "18446744073709551615Ti"] {
+            assert_eq!(Quantity::Text(text.into()).bytes(), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The objects of a manifest: pods, whatever makes them, and the ConfigMaps and Secrets that they use.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::DeserializeOwned;
+
+use crate::kubernetes::{DataObject, Metadata, PodTemplate};
+use crate::yaml::{self, AnnotateError, Annotation, Content, Node, Step, YamlError};
+
+/// The annotation by which a pod gets its init data.
+pub const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+/// What Kubernetes allows all annotations of an object together, in bytes.
+const MOST_ANNOTATIONS: usize = 256 << 10;
+
+/// A manifest as its author wrote it.
+#[derive(Debug)]
+pub struct Manifest {
+    text: String,
+    pods: Vec<Pod>,
+    objects: Objects,
+}
+
+/// A pod, or the template of pods.
+#[derive(Debug)]
+pub struct Pod {
+    /// As `Deployment/web`, with the namespace where one is given: `Deployment/shop/web`.
+    name: String,
+    pub(crate) kind: Kind,
+    /// Of the object that makes the pods.
+    pub(crate) owner: Metadata,
+    pub(crate) template: PodTemplate,
+    document: usize,
+    steps: Vec<Step>,
+}
+
+/// ConfigMaps and Secrets, by kind, namespace and name.
+#[derive(Debug, Default)]
+pub(crate) struct Objects(BTreeMap<(ObjectKind, String, String), Values>);
+
+/// What an object holds, by key.
+pub(crate) type Values = BTreeMap<String, Value>;
+
+/// What an object holds under a key.
+#[derive(Debug)]
+pub(crate) struct Value {
+    pub(crate) bytes: Vec<u8>,
+    /// Whether it is for files only (`binaryData`).
+    pub(crate) is_binary: bool,
+}
+
+/// A kind of object that pods get variables and files from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// Whose content is not secret.
+    ConfigMap,
+    /// Whose content is not to be told.
+    Secret,
+}
+
+/// What makes pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Pod,
+    StatefulSet,
+    /// Pods of a Job may have a number before the letters that the cluster makes up.
+    Job,
+    Other,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is no YAML that all readers understand alike.
+    #[error("this is no YAML to rely on: {0}")]
+    Yaml(#[from] YamlError),
+    /// Nothing in it makes pods.
+    #[error(
+        "there is no pod in it, expected a Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or CronJob, or a List of them"
+    )]
+    NoPod,
+    /// An object is not as Kubernetes has it.
+    #[error("{object}: {problem}")]
+    Shape {
+        /// Kind and name.
+        object: String,
+        /// The field, and what was expected there.
+        problem: String,
+    },
+    /// The annotation does not fit into the text.
+    #[error("{pod}: {source}")]
+    Annotate {
+        /// Kind and name.
+        pod: String,
+        /// Why.
+        source: AnnotateError,
+    },
+    /// Kubernetes would refuse it.
+    #[error(
+        "{pod}: its annotations would have {actual} bytes, Kubernetes allows {MOST_ANNOTATIONS}; \
+         give the pod fewer long values (a ConfigMap as a volume counts with a digest a file only)"
+    )]
+    TooLong {
+        /// Kind and name.
+        pod: String,
+        /// Their length.
+        actual: usize,
+    },
+}
+
+impl Manifest {
+    /// Reads a manifest: one or many documents.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn read(text: &str) -> Result<Self, ManifestError> {
+        let mut manifest = Self { text: text.into(), pods: Vec::new(), objects: Objects::default() };
+        for (document, root) in yaml::parse(text)?.iter().enumerate() {
+            manifest.take(root, document, &[])?;
+        }
+        if manifest.pods.is_empty() { Err(ManifestError::NoPod) } else { Ok(manifest) }
+    }
+
+    /// The pods, in their order.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The text with an annotation for each pod, in their order. All else stays as it is.
+    ///
+    /// # Errors
+    /// [`ManifestError::TooLong`], [`ManifestError::Annotate`].
+    pub fn annotate(&self, values: &[String]) -> Result<String, ManifestError> {
+        let mut annotations = Vec::new();
+        for (pod, value) in self.pods.iter().zip(values) {
+            let others = pod.template.metadata.annotations.iter().filter(|(name, _)| *name != ANNOTATION);
+            let others: usize = others.map(|(name, value)| name.len() + value.len()).sum();
+            let actual = others + ANNOTATION.len() + value.len();
+            if actual > MOST_ANNOTATIONS {
+                return Err(ManifestError::TooLong { pod: pod.name.clone(), actual });
+            }
+            annotations.push(Annotation {
+                document: pod.document,
+                steps: pod.steps.clone(),
+                name: ANNOTATION,
+                value: value.clone(),
+            });
+        }
+        yaml::annotate(&self.text, &annotations).map_err(|source| {
+            let pods: Vec<_> = self.pods.iter().map(Pod::name).collect();
+            ManifestError::Annotate { pod: pods.join(", "), source }
+        })
+    }
+
+    fn take(&mut self, object: &Node, document: usize, steps: &[Step]) -> Result<(), ManifestError> {
+        let word = |name: &str| object.get(name).and_then(Node::text).unwrap_or_default();
+        let (api, kind) = (word("apiVersion"), word("kind"));
+        if kind.ends_with("List")
+            && let Some(Node { content: Content::List(items), .. }) = object.get("items")
+        {
+            for (number, item) in items.iter().enumerate() {
+                let steps = [steps, &[Step::Key("items"), Step::Item(number)]].concat();
+                self.take(item, document, &steps)?;
+            }
+            return Ok(());
+        }
+        let (kind_of_pods, template): (_, &[&'static str]) = match (api, kind) {
+            ("v1", "ConfigMap") => return self.objects.take(ObjectKind::ConfigMap, object),
+            ("v1", "Secret") => return self.objects.take(ObjectKind::Secret, object),
+            ("v1", "Pod") => (Kind::Pod, &[]),
+            ("apps/v1", "StatefulSet") => (Kind::StatefulSet, &["spec", "template"]),
+            ("apps/v1", "Deployment" | "DaemonSet" | "ReplicaSet") | ("v1", "ReplicationController") => {
+                (Kind::Other, &["spec", "template"])
+            }
+            ("batch/v1", "Job") => (Kind::Job, &["spec", "template"]),
+            ("batch/v1" | "batch/v1beta1", "CronJob") => {
+                (Kind::Job, &["spec", "jobTemplate", "spec", "template"])
+            }
+            _ => return Ok(()),
+        };
+        let owner: Metadata = match object.get("metadata") {
+            Some(metadata) => typed(metadata, kind, "metadata")?,
+            None => Metadata::default(),
+        };
+        let own_name = owner.name.as_deref().or(owner.generate_name.as_deref()).unwrap_or_default();
+        let words = [kind].into_iter().chain(owner.namespace.as_deref()).chain([own_name]);
+        let name = words.collect::<Vec<_>>().join("/");
+        let node = object.at(template).ok_or_else(|| ManifestError::Shape {
+            object: name.clone(),
+            problem: format!("{}: is missing", template.join(".")),
+        })?;
+        let template_steps = template.iter().map(|name| Step::Key(name));
+        let steps = steps.iter().cloned().chain(template_steps).collect();
+        let template = typed(node, &name, &template.join("."))?;
+        self.pods.push(Pod { name, kind: kind_of_pods, owner, template, document, steps });
+        Ok(())
+    }
+}
+
+impl Pod {
+    /// Kind, namespace and name, as `Deployment/web`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The annotation that it has now.
+    pub fn annotation(&self) -> Option<&str> {
+        self.template.metadata.annotations.get(ANNOTATION).map(String::as_str)
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.template.metadata.namespace.as_deref().or(self.owner.namespace.as_deref())
+    }
+}
+
+impl Objects {
+    /// An object's values by key.
+    pub(crate) fn get(&self, kind: ObjectKind, namespace: Option<&str>, name: &str) -> Option<&Values> {
+        self.0.get(&(kind, namespace.unwrap_or_default().to_owned(), name.to_owned()))
+    }
+
+    fn take(&mut self, kind: ObjectKind, object: &Node) -> Result<(), ManifestError> {
+        let read: DataObject = typed(object, kind.name(), "")?;
+        let name = read.metadata.name.unwrap_or_default();
+        let shape =
+            |problem: String| ManifestError::Shape { object: format!("{}/{name}", kind.name()), problem };
+        let decode = |key: &String, value: &String| {
+            let value: String = value.split_ascii_whitespace().collect();
+            STANDARD.decode(value).map_err(|error| shape(format!("{key}: is no base64: {error}")))
+        };
+        let mut values = BTreeMap::new();
+        let (text, encoded) = match kind {
+            ObjectKind::ConfigMap => (read.data, read.binary_data),
+            ObjectKind::Secret => (read.string_data, read.data),
+        };
+        for (key, value) in encoded {
+            let value = Value { bytes: decode(&key, &value)?, is_binary: kind == ObjectKind::ConfigMap };
+            values.insert(key, value);
+        }
+        let text =
+            text.into_iter().map(|(key, text)| (key, Value { bytes: text.into_bytes(), is_binary: false }));
+        values.extend(text);
+        let namespace = read.metadata.namespace.unwrap_or_default();
+        self.0.insert((kind, namespace, name), values);
+        Ok(())
+    }
+}
+
+impl ObjectKind {
+    /// As Kubernetes calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        }
+    }
+}
+
+fn typed<T: DeserializeOwned>(node: &Node, object: &str, place: &str) -> Result<T, ManifestError> {
+    serde_path_to_error::deserialize(node.to_json()).map_err(|error| {
+        let (path, problem) = (error.path().to_string(), error.inner().to_string());
+        let words = [place, path.as_str()].into_iter().filter(|word| !word.is_empty() && *word != ".");
+        let path = words.collect::<Vec<_>>().join(".");
+        let problem = if path.is_empty() { problem } else { format!("{path}: {problem}") };
+        ManifestError::Shape { object: object.into(), problem }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        Manifest::read(text).unwrap().pods().iter().map(|pod| pod.name().to_owned()).collect()
+    }
+
+    const POD: &str = "{containers: [{name: a, image: i}]}";
+
+    #[test]
+    fn whatever_makes_pods_is_found() {
+        let template = format!("{{template: {{spec: {POD}}}}}");
+        let mut text =
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop}}\nspec: {POD}\n");
+        for (api, kind) in [
+            ("apps/v1", "Deployment"),
+            ("apps/v1", "StatefulSet"),
+            ("apps/v1", "DaemonSet"),
+            ("apps/v1", "ReplicaSet"),
+            ("v1", "ReplicationController"),
+            ("batch/v1", "Job"),
+        ] {
+            text.push_str(&format!(
+                "---\napiVersion: {api}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {template}\n"
+            ));
+        }
+        text.push_str(&format!(
+            "---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n- apiVersion: batch/v1\n  kind: CronJob\n  \
+             metadata: {{name: c}}\n  spec: {{jobTemplate: {{spec: {template}}}}}\n"
+        ));
+        let expected = [
+            "Pod/shop/p",
+            "Deployment/x",
+            "StatefulSet/x",
+            "DaemonSet/x",
+            "ReplicaSet/x",
+            "ReplicationController/x",
+            "Job/x",
+            "CronJob/c",
+        ];
+        assert_eq!(names(&text), expected);
+        let manifest = Manifest::read(&text).unwrap();
+        let annotated = manifest.annotate(&vec!["QQ==".to_owned(); 8]).unwrap();
+        let again = Manifest::read(&annotated).unwrap();
+        assert!(again.pods().iter().all(|pod| pod.annotation() == Some("QQ==")), "{annotated}");
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused_in_one_sentence() {
+        for (text, words) in [
+            ("", "no pod"),
+            ("just text", "no pod"),
+            ("apiVersion: v1\nkind: Service\n", "no pod"),
+            ("apiVersion: example.org/v1\nkind: Pod\nspec: {}\n", "no pod"),
+            ("a: [", "no YAML"),
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n", "Pod/p: missing field `spec`"),
+            (
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
+                "Deployment/d: spec.template: is missing",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: [1]}]}\n",
+                "Pod/p: spec.containers[0].image: invalid type",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, env: [{name: A, value: 1}]}]}\n",
+                "env[0].value: invalid type",
+            ),
+            (
+                "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: '%'}\n",
+                "Secret/s: a: is no base64",
+            ),
+        ] {
+            let error = Manifest::read(text).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains('\n'), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_that_kubernetes_would_refuse_is_refused() {
+        let text =
+            format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, annotations: {{a: b}}}}\nspec: {POD}\n");
+        let manifest = Manifest::read(&text).unwrap();
+        let error = manifest.annotate(&["a".repeat(256 << 10)]).unwrap_err().to_string();
+        assert!(error.contains("Pod/p") && error.contains("262144"), "{error}");
+        let room = (256 << 10) - ANNOTATION.len() - 2;
+        assert!(manifest.annotate(&["a".repeat(room)]).is_ok());
+    }
+}

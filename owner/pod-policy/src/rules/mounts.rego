@@ -1,0 +1,94 @@
+# Its volumes.
+
+mounts_fit if {
+	every mount in input.mounts { mount_fits(mount) }
+	every destination, want in container.mounts { is_mounted(destination, want) }
+	count({place(mount) | some mount in input.mounts}) == count(input.mounts)
+}
+
+# A slash at the end says nothing.
+place(mount) := mount.destination if mount.destination == "/"
+
+place(mount) := trim_right(mount.destination, "/") if mount.destination != "/"
+
+mount_fits(mount) if {
+	want := container.mounts[place(mount)]
+	mount.read_only == want.read_only
+	source_fits(want, mount.source)
+}
+
+is_mounted(_, want) if want.optional
+
+is_mounted(destination, _) if {
+	some mount in input.mounts
+	place(mount) == destination
+}
+
+source_fits(want, source) if {
+	source.kind != "empty"
+	source in want.sources
+}
+
+source_fits(want, source) if {
+	startswith(source.volume, want.volume_begins)
+	source == {"kind": "files", "volume": source.volume, "file": null}
+}
+
+source_fits(want, source) if {
+	some known in want.sources
+	known.kind == "empty"
+	source == {"kind": "empty", "volume": known.volume, "size_bytes": source.size_bytes, "group": source.group}
+	group_fits(source.group)
+	size_fits(want, known.size_bytes, source.size_bytes)
+}
+
+group_fits(group) if group in [null, pod.fs_group]
+
+size_fits(_, _, null) := true
+
+size_fits(want, null, size) if {
+	want.in_memory
+	is_number(size)
+}
+
+size_fits(want, most, size) if {
+	want.in_memory
+	is_number(most)
+	is_number(size)
+	size <= most
+}
+
+mount_denials contains {"field": concat("", ["mounts.", mount.destination]), "expected": "absent", "actual": "present"} if {
+	some mount in input.mounts
+	container
+	not container.mounts[place(mount)]
+}
+
+mount_denials contains {"field": concat("", ["mounts.", destination]), "expected": "present", "actual": "absent"} if {
+	some destination, want in container.mounts
+	not is_mounted(destination, want)
+}
+
+mount_denials contains {"field": concat("", ["mounts.", mount.destination, ".read_only"]), "expected": want.read_only, "actual": mount.read_only} if {
+	some mount in input.mounts
+	want := container.mounts[place(mount)]
+	mount.read_only != want.read_only
+}
+
+mount_denials contains {"field": concat("", ["mounts.", mount.destination, ".source"]), "expected": shown_sources(want), "actual": mount.source} if {
+	some mount in input.mounts
+	want := container.mounts[place(mount)]
+	not source_fits(want, mount.source)
+}
+
+shown_sources(want) := concat("", ["files of a volume ", want.volume_begins, "…"])
+
+shown_sources(want) := want.sources if not want.volume_begins
+
+CreateContainer_denials contains denial if some denial in mount_denials
+
+CreateContainer_denials contains {"field": "mounts", "expected": "one volume at each place", "actual": "several at one"} if {
+	container
+	not mounts_fit
+	count(mount_denials) == 0
+}

@@ -1,0 +1,109 @@
+//! What cannot be had, or what only the cluster knows, is refused by name.
+
+use std::collections::BTreeSet;
+
+use sealpod_pod_policy::{Manifest, ObjectKind, Options, build};
+
+fn refusal(spec: &str) -> String {
+    let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
+    let manifest = Manifest::read(&text).unwrap();
+    match build(&manifest, &manifest.pods()[0], &Options::default()) {
+        Ok(policy) => panic!("{spec} is allowed {policy:?}"),
+        Err(refusal) => refusal.to_string(),
+    }
+}
+
+fn container(fields: &str) -> String {
+    format!("{{containers: [{{name: a, image: i, {fields}}}]}}")
+}
+
+fn volume(volume: &str, mount: &str) -> String {
+    format!(
+        "{{containers: [{{name: a, image: i, volumeMounts: [{{name: v, mountPath: /v, {mount}}}]}}], volumes: [{{name: v, {volume}}}]}}"
+    )
+}
+
+#[test]
+fn what_the_guest_cannot_have_is_refused() {
+    for (spec, words) in [
+        ("{hostNetwork: true, containers: [{name: a, image: i}]}".to_owned(), "Pod/p: hostNetwork"),
+        ("{hostPID: true, containers: [{name: a, image: i}]}".into(), "hostPID"),
+        ("{hostIPC: true, containers: [{name: a, image: i}]}".into(), "hostIPC"),
+        ("{hostUsers: false, containers: [{name: a, image: i}]}".into(), "hostUsers"),
+        ("{shareProcessNamespace: true, containers: [{name: a, image: i}]}".into(), "shareProcessNamespace"),
+        ("{containers: []}".into(), "containers: there is none"),
+        ("{containers: [{name: a, image: i}, {name: a, image: i}]}".into(), "two containers"),
+        ("{hostAliases: [{ip: x}], containers: [{name: a, image: i}]}".into(), "hostAliases"),
+        ("{containers: [{name: a}]}".into(), "containers.a.image"),
+        ("{containers: [{name: a, image: 'Not An Image'}]}".into(), "containers.a.image"),
+        (container("securityContext: {capabilities: {add: [ALL]}}"), "name those that it needs"),
+        (
+            container("securityContext: {procMount: Unmasked, capabilities: {add: [CAP_SYS_MODULE]}}"),
+            "say privileged",
+        ),
+        (container("volumeDevices: [{name: d, devicePath: /dev/x}]"), "volumeDevices.d"),
+        (container("volumeMounts: [{name: missing, mountPath: /m}]"), "no volume of this name"),
+        (volume("hostPath: {path: /etc}", ""), "containers.a.volumeMounts.v: hostPath is refused"),
+        (volume("persistentVolumeClaim: {claimName: c}", ""), "persistentVolumeClaim is refused"),
+        (volume("csi: {driver: d}", ""), "csi is refused"),
+        (volume("emptyDir: {medium: HugePages}", ""), "HugePages"),
+        (volume("emptyDir: {medium: Memory, sizeLimit: 1.5Gi}", ""), "sizeLimit"),
+        (volume("emptyDir: {}", "mountPropagation: Bidirectional"), "mountPropagation"),
+    ] {
+        let refusal = refusal(&spec);
+        assert!(refusal.contains(words), "{spec}: {refusal}");
+    }
+}
+
+#[test]
+fn what_only_the_cluster_knows_is_refused() {
+    for (spec, words) in [
+        (container("envFrom: [{configMapRef: {name: c}}]"), "ConfigMap \"c\" is not in the input"),
+        (container("envFrom: [{secretRef: {name: s}}]"), "Secret \"s\" is not in the input"),
+        (
+            container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]"),
+            "containers.a.env.A: ConfigMap \"c\" is not in the input; add it, or let the cluster choose its content with \
+             --allow-any-content ConfigMap/c",
+        ),
+        (container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.phase}}}]"), "status.phase"),
+        (container("env: [{name: A, valueFrom: {fileKeyRef: {path: x}}}]"), "valueFrom is not known"),
+        (volume("configMap: {name: c}", ""), "--allow-any-content ConfigMap/c"),
+        (volume("projected: {sources: [{secret: {name: s}}]}", ""), "list its items"),
+    ] {
+        let refusal = refusal(&spec);
+        assert!(refusal.contains(words), "{spec}: {refusal}");
+    }
+}
+
+#[test]
+fn a_key_that_is_not_there_is_refused() {
+    let config = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {k: v}\n";
+    for (spec, words) in [
+        (
+            container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: other}}}]"),
+            "has no key \"other\"",
+        ),
+        (volume("configMap: {name: c, items: [{key: other, path: p}]}", ""), "has no key \"other\""),
+        (volume("configMap: {name: c}", "subPath: other"), "there is no \"other\""),
+    ] {
+        let refusal = refusal(&format!("{spec}{config}"));
+        assert!(refusal.contains(words), "{spec}: {refusal}");
+    }
+    // Of another namespace.
+    let other =
+        "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: other}\ndata: {k: v}\n";
+    let spec = container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]");
+    assert!(refusal(&format!("{spec}{other}")).contains("not in the input"));
+}
+
+#[test]
+fn the_author_can_let_the_cluster_choose() {
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {}\n",
+        container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]")
+    );
+    let manifest = Manifest::read(&text).unwrap();
+    let any_content = BTreeSet::from([(ObjectKind::ConfigMap, "c".to_owned())]);
+    let options = Options { any_content, ..Options::default() };
+    assert!(build(&manifest, &manifest.pods()[0], &options).is_ok());
+}

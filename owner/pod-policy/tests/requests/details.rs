@@ -1,0 +1,138 @@
+//! What small manifests come to.
+
+use sealpod_agent_policy::ImageFacts;
+use sealpod_agent_protocol::CreateContainer;
+use sealpod_pod_policy::{Manifest, Options, build, render};
+
+use crate::world::{SHOP, examine, fields, pod, policy_of, variables};
+
+#[test]
+fn any_text_can_be_a_value() {
+    for value in
+        ["\"\\\n\t\u{1}`{}[]#$", "Grüß 🦀\u{2028}", "", "\\u0041", &"long ".repeat(2000), "${x} \\(y)"]
+    {
+        let json = serde_json::to_string(value).unwrap();
+        let spec = format!("{{containers: [{{name: a, image: i, env: [{{name: A, value: {json}}}]}}]}}");
+        let policy = policy_of(&pod(&spec), &Options::default());
+        let request = |value: &str| CreateContainer {
+            name: Some("a".into()),
+            image: "i".into(),
+            allow_privilege_escalation: true,
+            environment: variables(&[("A", value)]),
+            ..CreateContainer::default()
+        };
+        let facts = ImageFacts::default();
+        assert_eq!(examine(&policy, &request(value), &facts), Ok(()), "{value:?}");
+        assert!(examine(&policy, &request(&format!("{value}x")), &facts).is_err(), "{value:?}");
+    }
+}
+
+#[test]
+fn a_tag_is_a_name_that_the_signer_decides_on() {
+    let policy = policy_of(&pod("{containers: [{name: a, image: busybox}]}"), &Options::default());
+    let request = |image: &str| CreateContainer {
+        name: Some("a".into()),
+        image: image.into(),
+        allow_privilege_escalation: true,
+        ..CreateContainer::default()
+    };
+    for (image, allowed) in [
+        ("busybox", true),
+        ("docker.io/library/busybox:latest", true),
+        ("docker.io/library/busybox:1", false),
+        ("docker.io/other/busybox:latest", false),
+    ] {
+        let decided = examine(&policy, &request(image), &ImageFacts::default());
+        assert_eq!(decided.is_ok(), allowed, "{image}");
+        if !allowed {
+            assert_eq!(fields(decided), ["image"]);
+        }
+    }
+}
+
+#[test]
+fn users_are_told_as_engines_tell_them() {
+    let asks = |security: &str, user: Option<&str>, of_image: &str| {
+        let spec = format!("{{containers: [{{name: a, image: i, securityContext: {security}}}]}}");
+        let policy = policy_of(&pod(&spec), &Options::default());
+        let request = CreateContainer {
+            name: Some("a".into()),
+            image: "i".into(),
+            allow_privilege_escalation: true,
+            user: user.map(str::to_owned),
+            ..CreateContainer::default()
+        };
+        let facts = ImageFacts { user: of_image.into(), ..ImageFacts::default() };
+        examine(&policy, &request, &facts).is_ok()
+    };
+    let cases = [
+        ("{}", None, "", true),
+        ("{}", None, "app:app", true),
+        // kubelet tells the number alone.
+        ("{}", Some("1000"), "1000:1000", true),
+        ("{}", Some("0"), "1000", false),
+        ("{}", Some("1000:0"), "1000", false),
+        ("{runAsUser: 0}", None, "root", true),
+        ("{runAsUser: 0}", None, "", true),
+        ("{runAsUser: 0}", None, "app", false),
+        ("{runAsUser: 7}", None, "7", true),
+        ("{runAsUser: 7}", Some("7"), "", true),
+        ("{runAsUser: 7, runAsGroup: 0}", Some("7"), "", true),
+        ("{runAsUser: 7, runAsGroup: 8}", Some("7:8"), "", true),
+        ("{runAsUser: 7, runAsGroup: 8}", Some("7"), "", false),
+        ("{runAsUser: 7, runAsGroup: 8}", None, "7:8", true),
+        ("{runAsGroup: 8}", Some("0:8"), "", true),
+        ("{runAsGroup: 8}", Some("9:8"), "9", true),
+        ("{runAsGroup: 8}", None, "9", false),
+    ];
+    for (security, user, of_image, allowed) in cases {
+        assert_eq!(asks(security, user, of_image), allowed, "{security} {user:?} {of_image:?}");
+    }
+}
+
+#[test]
+fn a_privileged_container_is_so_within_the_guest() {
+    let spec =
+        "{containers: [{name: a, image: i, tty: true, stdin: true, securityContext: {privileged: true}}]}";
+    let policy = policy_of(&pod(spec), &Options::default());
+    let request = CreateContainer {
+        name: Some("a".into()),
+        image: "i".into(),
+        allow_privilege_escalation: true,
+        privileged: true,
+        terminal: true,
+        stdin: true,
+        ..CreateContainer::default()
+    };
+    assert_eq!(examine(&policy, &request, &ImageFacts::default()), Ok(()));
+    let plain = CreateContainer { privileged: false, ..request };
+    assert_eq!(fields(examine(&policy, &plain, &ImageFacts::default())), ["privileged"]);
+}
+
+#[test]
+fn without_service_links_only_kubernetes_is_told() {
+    let spec = "{enableServiceLinks: false, containers: [{name: a, image: i}]}";
+    let policy = policy_of(&pod(spec), &Options::default());
+    let request = |name: &str| CreateContainer {
+        name: Some("a".into()),
+        image: "i".into(),
+        allow_privilege_escalation: true,
+        environment: variables(&[(name, "10.0.0.1")]),
+        ..CreateContainer::default()
+    };
+    assert_eq!(examine(&policy, &request("KUBERNETES_SERVICE_HOST"), &ImageFacts::default()), Ok(()));
+    assert_eq!(
+        fields(examine(&policy, &request("DB_SERVICE_HOST"), &ImageFacts::default())),
+        ["environment.DB_SERVICE_HOST"]
+    );
+}
+
+#[test]
+fn a_change_of_the_rules_is_noticed() {
+    let manifest = Manifest::read(SHOP).unwrap();
+    let policy = build(&manifest, &manifest.pods()[0], &Options::default()).unwrap();
+    let text = render(&policy).unwrap();
+    assert_eq!(sealpod_pod_policy::read_back(&text), Some(policy));
+    assert_eq!(sealpod_pod_policy::read_back(&format!("{text}ReadStdout := true\n")), None);
+    assert_eq!(sealpod_pod_policy::read_back(&text.replace("if pod.allow.logs", ":= true")), None);
+}

@@ -1,0 +1,92 @@
+//! What dies on a node, and what must not die with it.
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sealpod_tests::Node;
+use sealpod_tests::node::NodePod;
+
+use crate::world::World;
+
+/// Processes of this namespace whose program and arguments have these words.
+fn processes(program: &str, word: &str) -> Vec<Pid> {
+    let matches = |folder: &Path| {
+        let line = std::fs::read(folder.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.split('\0').next().is_some_and(|first| first.ends_with(program)) && line.contains(word)
+    };
+    let folders = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let number = |folder: PathBuf| folder.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw);
+    folders.filter(|folder| matches(folder)).filter_map(number).collect()
+}
+
+/// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces of pods.
+fn inventory() -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for program in ["qemu-system-x86_64", "swtpm", "containerd-shim-sealpod-v2"] {
+        found.extend(processes(program, "").iter().map(|pid| format!("{program} {}", pid.as_raw_pid())));
+    }
+    for folder in ["/run/sealpod", "/run/netns", "/sys/class/net"] {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        found.extend(
+            entries.map(|entry| entry.path().display().to_string()).filter(|path| !path.ends_with("/cni")),
+        );
+    }
+    found.sort();
+    found
+}
+
+async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let pod = node.run_pod(name, &world.init_data()).await;
+    node.pull(&world.image()).await;
+    let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    // QEMU's command line has its folder, which has its shim's number; the shim's has the pod's id.
+    let shim = processes("containerd-shim-sealpod-v2", &pod.id)[0];
+    let victim = match program {
+        "qemu-system-x86_64" => processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0],
+        _ => shim,
+    };
+    kill_process(victim, Signal::KILL).unwrap();
+    let status = node.ended(&id).await;
+    assert_ne!(status.exit_code, 0);
+    let failed: &Node = &node;
+    let gone: &NodePod = &pod;
+    node.until("the pod is not ready", async || (!failed.is_ready(gone).await).then_some(())).await;
+    node.remove(&pod).await;
+    node.until("nothing is left", async || (inventory() == before).then_some(())).await;
+}
+
+pub(crate) async fn a_killed_vm_fails_its_pod_and_leaves_nothing(world: &World) {
+    fails_and_leaves_nothing(world, "killed-vm", "qemu-system-x86_64").await;
+}
+
+pub(crate) async fn a_killed_shim_fails_its_pod_and_leaves_nothing(world: &World) {
+    fails_and_leaves_nothing(world, "killed-shim", "containerd-shim-sealpod-v2").await;
+}
+
+pub(crate) async fn pods_outlive_containerd(world: &World) {
+    let mut node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = "n=0; while [ $n -lt 100 ]; do n=$((n+1)); echo $n; sleep 0.1; done; sleep 1000";
+    let id = node.spawn(&pod, node.container_config("counter", &world.image(), script)).await;
+    node.kill_containerd();
+    node.kill_snapshotter();
+    node.start_snapshotter();
+    node.start_containerd();
+    node.ready().await;
+    assert!(node.is_ready(&pod).await);
+    let log = node.status(&id).await.log_path;
+    let lines = node
+        .until("it has counted to the end", async || {
+            let lines = sealpod_tests::node::log_lines(log.as_ref());
+            (lines.last()?.text == "100").then_some(lines)
+        })
+        .await;
+    let numbers: Vec<usize> = lines.iter().map(|line| line.text.parse().unwrap()).collect();
+    assert_eq!(numbers, (1..=100).collect::<Vec<_>>(), "no line is lost or doubled");
+    let answer = node.exec(&id, "echo still there").await.unwrap();
+    assert_eq!(answer.stdout, b"still there\n");
+}

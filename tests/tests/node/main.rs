@@ -1,0 +1,77 @@
+//! Pods on a node: a stock containerd drives them by CRI as kubelet would, in namespaces that the tests make for
+//! themselves, so that nothing of it is seen outside or outlives them.
+
+mod containers;
+mod failures;
+mod pods;
+mod versions;
+mod volumes;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+use sealpod_tests::node::namespaces::{self, End};
+
+use world::World;
+
+/// Trials with the names of their asynchronous functions.
+macro_rules! trials {
+    ($world:expr, $module:ident: $($name:ident),* $(,)?) => {
+        [$({
+            let world = Arc::clone(&$world);
+            Trial::test(concat!(stringify!($module), "::", stringify!($name)), move || {
+                world.run(async |world| $module::$name(world).await);
+                Ok(())
+            })
+        }),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if !arguments.list
+        && let Some(code) = namespaces::enter(End::Killed)
+    {
+        return code;
+    }
+    // Pods share the machine's two processors; one after the other they are not slower, and easier to follow.
+    arguments.test_threads = Some(1);
+    let world = Arc::new(World::default());
+    let mut trials = Vec::new();
+    trials.extend(trials!(world, pods:
+        an_encrypted_image_runs_and_the_host_asks_for_no_layer,
+        a_pod_is_reached_by_its_address_and_reaches_others,
+        what_a_confidential_pod_cannot_have_is_refused_with_the_reason,
+        what_the_policy_does_not_allow_is_refused_by_name,
+    ));
+    trials.extend(trials!(world, containers:
+        exit_codes_times_and_logs_are_true,
+        an_exec_runs_and_its_exit_code_comes_back,
+        a_container_is_stopped_with_grace_and_then_without,
+        the_image_says_user_and_command_and_the_pod_may_change_them,
+        a_security_context_holds,
+        limits_hold_and_are_counted,
+        much_output_arrives_whole,
+    ));
+    trials.extend(trials!(world, volumes:
+        files_of_the_host_arrive_and_are_updated,
+        empty_volumes_are_shared_and_bounded,
+    ));
+    trials.extend(trials!(world, versions:
+        containerd_1_7_runs_pods,
+        containerd_2_runs_pods,
+    ));
+    trials.extend(trials!(world, failures:
+        pods_outlive_containerd,
+        a_killed_vm_fails_its_pod_and_leaves_nothing,
+        a_killed_shim_fails_its_pod_and_leaves_nothing,
+    ));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    match Arc::into_inner(world) {
+        Some(world) => world.end(),
+        None => eprintln!("a test still uses the node"),
+    }
+    conclusion.exit_code()
+}

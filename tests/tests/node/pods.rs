@@ -1,0 +1,148 @@
+//! Pods as wholes.
+
+use sealpod_tests::node::namespaces::ADDRESS;
+use sealpod_tests::node::{RUNTIME, cri};
+use sealpod_tests::{ImageOptions, InitData};
+
+use crate::world::World;
+
+pub(crate) async fn an_encrypted_image_runs_and_the_host_asks_for_no_layer(world: &World) {
+    let node = world.node().await;
+    let image = world.image();
+    node.pull(&image).await;
+    let pod = node.run_pod("first", &world.init_data()).await;
+    let as_it_is = cri::ContainerConfig { command: Vec::new(), ..node.container_config("main", &image, "") };
+    let (status, lines) = node.run(&pod, as_it_is).await;
+    assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "as the image says"), "{lines:?}");
+
+    // Who asked the registry for what: the host by its own address, the guest by its pod's.
+    let address = node.address(&pod).await;
+    let log = world.owner().registry_log();
+    let asked = |who: &str, what: &str| {
+        log.lines()
+            .filter(|line| line.starts_with(who) && line.contains(" /v2/guest/tools/") && line.contains(what))
+            .count()
+    };
+    assert_eq!(
+        asked(ADDRESS, "GET /v2/guest/tools/blobs"),
+        1,
+        "the host fetches the config, and no layer: {log}"
+    );
+    assert_eq!(
+        asked(&address, "GET /v2/guest/tools/blobs"),
+        3,
+        "the guest fetches the signature, the config and the layer: {log}"
+    );
+    node.remove(&pod).await;
+    assert!(!node.is_ready(&pod).await);
+}
+
+pub(crate) async fn a_pod_is_reached_by_its_address_and_reaches_others(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = "echo page > /tmp/index.html; hostname; cat /etc/resolv.conf; ip -6 addr show dev eth0 | grep -c fd00:88;
+        cat /sys/class/net/eth0/mtu; httpd -f -p 80 -h /tmp";
+    let server = node.spawn(&pod, node.container_config("server", &world.image(), script)).await;
+    let address = node.address(&pod).await;
+    let page = node
+        .until("the server answers", async || {
+            let mut stream = tokio::net::TcpStream::connect((address.as_str(), 80)).await.ok()?;
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            answer.ends_with("page\n").then_some(answer)
+        })
+        .await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    let lines = sealpod_tests::node::log_lines(node.status(&server).await.log_path.as_ref());
+    let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(
+        text,
+        [
+            "shared",
+            "nameserver 192.0.2.53",
+            "search default.svc.cluster.local",
+            "options ndots:5",
+            "1",
+            "1400"
+        ]
+    );
+    // Another container of the pod by loopback, and the machine's own address through the gateway.
+    let registry = world.owner().registry_in_guest();
+    let script = format!(
+        "wget -q -O - http://127.0.0.1/ && wget -q -O - http://{registry}/v2/ > /dev/null && echo reached"
+    );
+    let (status, lines) = node.run(&pod, node.container_config("client", &world.image(), &script)).await;
+    assert_eq!(status.exit_code, 0, "{lines:?}");
+    assert_eq!(lines.last().unwrap().text, "reached");
+}
+
+pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reason(world: &World) {
+    let node = world.node().await;
+    let options = |change: fn(&mut cri::NamespaceOption)| {
+        let mut options = cri::NamespaceOption::default();
+        change(&mut options);
+        options
+    };
+    let host = i32::from(cri::NamespaceMode::Node);
+    assert_eq!(host, 2);
+    for (name, change, word) in [
+        ("host-network", (|o| o.network = 2) as fn(&mut cri::NamespaceOption), "hostNetwork"),
+        ("host-pid", |o| o.pid = 2, "hostPID"),
+        ("host-ipc", |o| o.ipc = 2, "hostIPC"),
+    ] {
+        let mut config = node.pod_config(name, None);
+        let linux = config.linux.as_mut().unwrap();
+        linux.security_context.as_mut().unwrap().namespace_options = Some(options(change));
+        let refused = node.try_run_pod(config, RUNTIME).await.unwrap_err();
+        assert!(
+            refused.message().contains(word) && refused.message().contains("refused: "),
+            "{}",
+            refused.message()
+        );
+    }
+    let pod = world.pod(&node).await;
+    let config = node.container_config("host-path", &world.image(), "true");
+    let mounts =
+        vec![cri::Mount { container_path: "/host".into(), host_path: "/etc".into(), ..Default::default() }];
+    let refused = node.try_create(&pod, cri::ContainerConfig { mounts, ..config }).await;
+    let refused = match refused {
+        Ok(id) => node.try_start(&id).await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert!(refused.message().contains("hostPath /etc"), "{}", refused.message());
+}
+
+pub(crate) async fn what_the_policy_does_not_allow_is_refused_by_name(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let mut config = node.container_config("forbidden", &world.image(), "");
+    config.command = vec!["/bin/forbidden".into()];
+    let id = node.try_create(&pod, config).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    assert!(refused.message().contains("CreateContainer"), "{}", refused.message());
+
+    let id = node.spawn(&pod, node.container_config("execs", &world.image(), "sleep 1000")).await;
+    let refused = node.exec(&id, "cat /forbidden").await.unwrap_err();
+    assert!(refused.message().contains("ExecProcess"), "{}", refused.message());
+
+    // An image that its owner did not sign, and a pod whose init data the broker does not know.
+    let owner = world.owner();
+    let unsigned = ImageOptions { signed: false, ..ImageOptions::default() };
+    let image = owner.publish("guest/unsigned", &owner.root("tools"), &unsigned);
+    node.pull(&image).await;
+    let id = node.try_create(&pod, node.container_config("unsigned", &image, "true")).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    assert!(refused.message().contains("no signature"), "{}", refused.message());
+    let stranger = owner.init_data(&InitData {
+        agent_policy: Some("package agent_policy\nCreateContainer := true\n"),
+        registered: false,
+        ..InitData::default()
+    });
+    let pod = node.run_pod("stranger", &stranger).await;
+    let id = node.try_create(&pod, node.container_config("main", &world.image(), "true")).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    assert!(refused.message().contains("sealpod kbs why"), "{}", refused.message());
+    node.remove(&pod).await;
+}
