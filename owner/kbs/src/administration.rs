@@ -15,9 +15,10 @@ use serde_json::Value;
 
 use crate::admin_key::Admin;
 use crate::attestation::parse;
-use crate::broker::{ATTESTATION_POLICY, Broker, RESOURCE_POLICY, blocking};
+use crate::broker::Broker;
 use crate::error::ApiError;
 use crate::resource_policy::{self, ResourcePolicy};
+use crate::rules::{ATTESTATION_POLICY, RESOURCE_POLICY};
 use crate::store::Kind;
 
 /// No answer has more entries of the audit log.
@@ -105,16 +106,9 @@ pub(crate) async fn set_reference_values(
     if values.keys().any(|id| id.is_empty() || id.len() > MAX_REFERENCE_ID) {
         return Err(ApiError::malformed(format!("an id has 1 to {MAX_REFERENCE_ID} bytes")));
     }
-    let store = broker.store.clone();
-    let write = move || {
-        let values: Vec<(String, Vec<u8>)> =
-            values.into_iter().map(|(id, value)| (id, value.to_string().into_bytes())).collect();
-        let entries: Vec<(&str, &[u8])> =
-            values.iter().map(|(id, json)| (id.as_str(), json.as_slice())).collect();
-        store.set(Kind::ReferenceValue, &entries)
-    };
-    blocking(write).await?.map_err(ApiError::store)?;
-    reload(broker).await
+    let entries = values.into_iter().map(|(id, value)| (id, value.to_string().into_bytes())).collect();
+    broker.store.set(Kind::ReferenceValue, entries).await.map_err(ApiError::store)?;
+    Ok(StatusCode::OK)
 }
 
 pub(crate) async fn reference_value(
@@ -122,8 +116,7 @@ pub(crate) async fn reference_value(
     State(broker): State<Arc<Broker>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, references) = broker.attestation_policy();
-    let value = references.get(&id).cloned();
+    let value = broker.rules.get().await?.references.get(&id).cloned();
     value.map(Json).ok_or_else(|| ApiError::not_found(format!("there is no reference value {id:?}")))
 }
 
@@ -131,8 +124,7 @@ pub(crate) async fn reference_values(
     _: Admin,
     State(broker): State<Arc<Broker>>,
 ) -> Result<Json<BTreeMap<String, Value>>, ApiError> {
-    let (_, references) = broker.attestation_policy();
-    Ok(Json(references.as_ref().clone()))
+    Ok(Json(broker.rules.get().await?.references.clone()))
 }
 
 /// `GET audit`: one entry by its id, or the latest ones, oldest first.
@@ -141,12 +133,14 @@ pub(crate) async fn audit(
     State(broker): State<Arc<Broker>>,
     Query(query): Query<AuditQuery>,
 ) -> Result<Json<Vec<Value>>, ApiError> {
-    let store = broker.store.clone();
-    let look = move || match query.id {
-        Some(id) => store.audit_entry(&id).map(|entry| entry.into_iter().collect()),
-        None => store.latest_audit(query.limit.unwrap_or(DEFAULT_AUDIT_ENTRIES).min(MAX_AUDIT_ENTRIES)),
+    let entries = match query.id {
+        Some(id) => broker.store.audit_entry(&id).await.map(|entry| entry.into_iter().collect()),
+        None => {
+            let limit = query.limit.unwrap_or(DEFAULT_AUDIT_ENTRIES).min(MAX_AUDIT_ENTRIES);
+            broker.store.latest_audit(limit).await
+        }
     };
-    let entries: Vec<Vec<u8>> = blocking(look).await?.map_err(ApiError::store)?;
+    let entries: Vec<Vec<u8>> = entries.map_err(ApiError::store)?;
     let entries = entries.iter().map(|entry| serde_json::from_slice(entry)).collect::<Result<_, _>>();
     Ok(Json(entries.map_err(ApiError::internal)?))
 }
@@ -157,24 +151,14 @@ fn decode_policy(text: &str) -> Result<String, ApiError> {
     String::from_utf8(bytes).map_err(|error| ApiError::malformed(format!("policy: {error}")))
 }
 
-async fn save_policy(broker: Arc<Broker>, name: &'static str, text: String) -> Result<StatusCode, ApiError> {
-    let store = broker.store.clone();
-    blocking(move || store.set(Kind::Setting, &[(name, text.as_bytes())])).await?.map_err(ApiError::store)?;
-    reload(broker).await
+async fn save_policy(broker: Arc<Broker>, name: &str, text: String) -> Result<StatusCode, ApiError> {
+    let entry = (name.to_owned(), text.into_bytes());
+    broker.store.set(Kind::Setting, vec![entry]).await.map_err(ApiError::store)?;
+    Ok(StatusCode::OK)
 }
 
-async fn load_policy(
-    broker: Arc<Broker>,
-    name: &'static str,
-    default: &str,
-) -> Result<Json<PolicyBody>, ApiError> {
-    let store = broker.store.clone();
-    let stored = blocking(move || store.get(Kind::Setting, name)).await?.map_err(ApiError::store)?;
+async fn load_policy(broker: Arc<Broker>, name: &str, default: &str) -> Result<Json<PolicyBody>, ApiError> {
+    let stored = broker.store.get(Kind::Setting, name).await.map_err(ApiError::store)?;
     let policy = URL_SAFE_NO_PAD.encode(stored.unwrap_or_else(|| default.as_bytes().to_vec()));
     Ok(Json(PolicyBody { policy_id: None, policy }))
-}
-
-async fn reload(broker: Arc<Broker>) -> Result<StatusCode, ApiError> {
-    blocking(move || broker.reload_policies()).await?.map_err(ApiError::internal)?;
-    Ok(StatusCode::OK)
 }

@@ -23,7 +23,8 @@ use serde_json::{Value, json};
 use crate::audit::{Event, Subject};
 use crate::broker::{Broker, blocking, now};
 use crate::error::ApiError;
-use crate::session::{AnswerError, Attested, Challenge};
+use crate::rules::Rules;
+use crate::session::{AnswerError, Attested, Challenge, OpenError};
 
 /// The session's cookie.
 pub(crate) const SESSION_COOKIE: &str = "kbs-session-id";
@@ -73,8 +74,11 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
     }
     let nonce = STANDARD.encode(random()?);
     let challenge = Challenge { tee: request.tee, nonce: nonce.clone(), hash, credential };
-    let session =
-        broker.sessions.open(challenge).ok_or_else(|| ApiError::busy("too many sessions are open"))?;
+    let session = broker.sessions.open(challenge).await.map_err(|error| match error {
+        OpenError::TooMany => ApiError::busy(error),
+        OpenError::Randomness(_) => ApiError::internal(error),
+        OpenError::Store(error) => ApiError::store(error),
+    })?;
     broker.metrics.challenge();
     let cookie = format!("{SESSION_COOKIE}={session}; Path=/kbs; HttpOnly; SameSite=Strict");
     Ok(([(header::SET_COOKIE, cookie)], Json(rcar::Challenge { nonce, extra_params })).into_response())
@@ -88,28 +92,32 @@ pub(crate) async fn attest(
 ) -> Result<Json<TokenResponse>, ApiError> {
     let session = session_cookie(&headers).ok_or_else(|| ApiError::not_authenticated("no session cookie"))?;
     let attestation: Attestation = parse(&body)?;
-    let challenge = broker.sessions.answer(&session).map_err(|error| match error {
-        AnswerError::Unknown => ApiError::not_authenticated("no such session; ask for a challenge first"),
-        AnswerError::Answered => ApiError::conflict("this session's challenge was answered before"),
+    // First, so that no challenge is used up when the store is out of reach.
+    let rules = broker.rules.get().await?;
+    let challenge = broker.sessions.answer(&session).await.map_err(|error| match error {
+        AnswerError::Unknown => ApiError::not_authenticated(error),
+        AnswerError::Answered => ApiError::conflict(error),
+        AnswerError::Store(error) => ApiError::store(error),
     })?;
     let tee = challenge.tee;
     let key = attestation.runtime_data.tee_pubkey.clone();
     let appraised = {
-        let broker = broker.clone();
-        blocking(move || evaluate(&broker, &challenge, &attestation)).await?
+        let (broker, rules) = (broker.clone(), rules.clone());
+        blocking(move || evaluate(&broker, &rules, &challenge, &attestation)).await?
     };
     let (appraisal, claims) = match appraised {
         Ok(appraised) => appraised,
         Err(failures) => return Err(broker.deny(attempt(tee), failures).await),
     };
     let lifetime = broker.lifetime;
-    let (token, ear) = broker
+    let (token, ear) = rules
         .signer
         .issue(&appraisal, &claims, &key, now(), lifetime.as_secs())
         .map_err(ApiError::internal)?;
     let guest = Some(key.thumbprint());
     broker.grant(Subject { guest, ..attempt(tee) }).await?;
-    broker.sessions.attested(&session, Attested { ear, key }, lifetime);
+    let attested = Attested { ear, key };
+    broker.sessions.attested(&session, attested, lifetime).await.map_err(ApiError::store)?;
     Ok(Json(TokenResponse { token }))
 }
 
@@ -133,6 +141,7 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Ap
 /// Verifies and appraises; only an affirmed guest passes.
 fn evaluate(
     broker: &Broker,
+    rules: &Rules,
     challenge: &Challenge,
     attestation: &Attestation,
 ) -> Result<(sealpod_appraisal::Appraisal, Claims), Vec<Refusal>> {
@@ -165,8 +174,7 @@ fn evaluate(
     };
     let evidence = &attestation.tee_evidence.primary_evidence;
     let claims = verify(challenge.tee, evidence, &expected, &broker.anchors, now()).map_err(one)?;
-    let (policy, references) = broker.attestation_policy();
-    let appraisal = appraise(&policy, challenge.tee, &claims, &references)
+    let appraisal = appraise(&rules.attestation, challenge.tee, &claims, &rules.references)
         .map_err(|error| one(Refusal::new("policy", "a policy that can be evaluated", error)))?;
     if appraisal.status != Status::Affirming {
         return Err(appraisal.failures);

@@ -11,7 +11,7 @@ use sealpod_evidence::Tee;
 use sealpod_verifier::Refusal;
 use serde::Serialize;
 
-use crate::broker::{Broker, blocking, now};
+use crate::broker::{Broker, now};
 use crate::error::ApiError;
 use crate::store::{Class, Store, StoreError};
 
@@ -97,14 +97,13 @@ impl Broker {
         outcome: Outcome,
         failures: Vec<Refusal>,
     ) -> Result<String, ApiError> {
-        let store = self.store.clone();
         let class = subject.class(outcome);
         let keep = match class {
             Class::Guest => self.audit.keep,
             Class::Anybody => self.audit.keep_refusals,
         };
-        let record = move || record(store.as_ref(), (class, keep), &subject, outcome, failures);
-        blocking(record).await?.map_err(ApiError::store)
+        let noted = record(self.store.as_ref(), (class, keep), &subject, outcome, failures).await;
+        noted.map_err(ApiError::store)
     }
 }
 
@@ -119,7 +118,7 @@ impl Subject {
 }
 
 /// Appends an entry and gives its id.
-fn record(
+async fn record(
     store: &dyn Store,
     (class, keep): (Class, u64),
     subject: &Subject,
@@ -140,7 +139,7 @@ fn record(
         failures: &failures,
     };
     let json = serde_json::to_vec(&entry).unwrap_or_default();
-    store.append_audit(class, keep, &id, &json)?;
+    store.append_audit(class, keep, &id, json).await?;
     match outcome {
         Outcome::Granted => tracing::info!(id, ?event, resource, guest, "granted"),
         Outcome::Denied => {

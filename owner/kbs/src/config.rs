@@ -1,9 +1,12 @@
 //! The broker's configuration: one TOML file, read once. Paths are relative to its folder.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The whole configuration. Unknown fields are errors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -11,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The embedded store's file.
-    pub store: PathBuf,
+    /// What keeps everything.
+    pub store: Store,
     /// Public keys (Ed25519, PEM files) whose owners administrate.
     pub admin_keys: Vec<PathBuf>,
     /// Certificate and key for HTTPS; plain HTTP without them.
@@ -30,6 +33,81 @@ pub struct Config {
     /// How much the audit log keeps.
     #[serde(default)]
     pub audit: Audit,
+}
+
+/// What keeps everything: a path, or a table that describes a database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Store {
+    /// The embedded store's file. One broker uses it.
+    Embedded(PathBuf),
+    /// A database. Several brokers may share it.
+    Postgres(Database),
+}
+
+/// A database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// Which.
+    pub kind: DatabaseKind,
+    /// The file with its URL, which is a secret and therefore stands nowhere else.
+    pub url_file: PathBuf,
+}
+
+/// A kind of database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatabaseKind {
+    /// PostgreSQL.
+    Postgres,
+}
+
+impl Store {
+    /// The file that says where it is, or is it.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Embedded(path) => path,
+            Self::Postgres(database) => &database.url_file,
+        }
+    }
+
+    fn file_mut(&mut self) -> &mut PathBuf {
+        match self {
+            Self::Embedded(path) => path,
+            Self::Postgres(database) => &mut database.url_file,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Store {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StoreVisitor)
+    }
+}
+
+struct StoreVisitor;
+
+impl<'de> Visitor<'de> for StoreVisitor {
+    type Value = Store;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a path, or a table with kind and url_file")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Store, E> {
+        if text.contains("://") {
+            return Err(E::custom(
+                "store is a URL, expected a path; write a database's URL, which is a secret, to a file of its own and \
+                 name that: [store], kind = \"postgres\", url_file = \"…\"",
+            ));
+        }
+        Ok(Store::Embedded(text.into()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Store, A::Error> {
+        Database::deserialize(MapAccessDeserializer::new(map)).map(Store::Postgres)
+    }
 }
 
 /// The bounds of the audit log.
@@ -85,12 +163,14 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not TOML of this shape.
-    #[error("{path} is not a key broker's configuration: {source}")]
+    #[error("{path} is not a key broker's configuration: {place}{message}")]
     Malformed {
         /// Which file.
         path: PathBuf,
-        /// Where and why.
-        source: toml::de::Error,
+        /// Which line, and what it sets.
+        place: String,
+        /// Why.
+        message: String,
     },
     /// An attestation would be good for no time, or for too long.
     #[error("token_lifetime_seconds is {0}, expected 1 to {MAX_LIFETIME}")]
@@ -112,15 +192,15 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })?;
+        let mut config: Self =
+            toml::from_str(&text).map_err(|error| ConfigError::malformed(path, &text, &error))?;
         if !(1..=MAX_LIFETIME).contains(&config.token_lifetime_seconds) {
             return Err(ConfigError::Lifetime(config.token_lifetime_seconds));
         }
         config.audit.check()?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let resolve = |path: &mut PathBuf| *path = folder.join(&*path);
-        resolve(&mut config.store);
+        resolve(config.store.file_mut());
         config.admin_keys.iter_mut().for_each(resolve);
         config.tpm.ek_roots.iter_mut().for_each(resolve);
         if let Some(tls) = &mut config.tls {
@@ -128,6 +208,20 @@ impl Config {
             resolve(&mut tls.key);
         }
         Ok(config)
+    }
+}
+
+impl ConfigError {
+    /// Names the line but does not quote it: somebody may have written a secret there.
+    fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let place = before.map_or_else(String::new, |before| {
+            let number = before.matches('\n').count() + 1;
+            let line = text.lines().nth(number - 1).unwrap_or_default();
+            let name = line.split_once('=').map_or("", |(name, _)| name.trim());
+            format!("line {number}, {name}: ")
+        });
+        Self::Malformed { path: path.to_owned(), place, message: error.message().to_owned() }
     }
 }
 
@@ -162,7 +256,8 @@ mod tests {
     #[test]
     fn paths_are_relative_to_the_file_and_sample_is_off() {
         let config = read(MINIMAL).unwrap();
-        assert!(config.store.is_absolute() && config.store.ends_with("s.redb"));
+        let store = config.store.file();
+        assert!(store.is_absolute() && store.ends_with("s.redb"));
         assert!(!config.allow_sample && config.tls.is_none());
     }
 
@@ -170,6 +265,36 @@ mod tests {
     fn an_unknown_field_is_an_error_that_names_it() {
         let error = read(&format!("{MINIMAL}allow_samples = true\n")).unwrap_err().to_string();
         assert!(error.contains("allow_samples"), "{error}");
+    }
+
+    const DATABASE: &str = "listen = \"127.0.0.1:0\"\nadmin_keys = [\"admin.pub\"]\n[store]\n";
+
+    #[test]
+    fn a_store_may_be_a_database_whose_url_is_in_a_file() {
+        let config = read(&format!("{DATABASE}kind = \"postgres\"\nurl_file = \"secret/url\"\n")).unwrap();
+        let Store::Postgres(database) = config.store else { panic!("{:?}", config.store) };
+        assert!(database.url_file.is_absolute() && database.url_file.ends_with("secret/url"));
+    }
+
+    #[test]
+    fn a_store_that_is_neither_a_path_nor_a_database_is_refused_without_its_secret() {
+        let with_path = |store: &str| MINIMAL.replace("\"s.redb\"", store);
+        for (text, named) in [
+            (with_path("\"postgresql://u:hunter2@h/d\""), "url_file"),
+            (with_path("7"), "a path, or a table with kind and url_file"),
+            (with_path("[]"), "a path, or a table with kind and url_file"),
+            (format!("{DATABASE}kind = \"postgres\"\n"), "url_file"),
+            (format!("{DATABASE}url_file = \"url\"\n"), "kind"),
+            (format!("{DATABASE}kind = \"mysql\"\nurl_file = \"url\"\n"), "`mysql`"),
+            (
+                format!("{DATABASE}kind = \"postgres\"\nurl = \"postgresql://u:hunter2@h/d\"\n"),
+                "line 5, url: ",
+            ),
+        ] {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

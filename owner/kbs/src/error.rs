@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use sealpod_kbs_protocol::rcar::ErrorBody;
 
+use crate::rules::RulesError;
 use crate::store::StoreError;
 
 /// The prefix of an error's type.
@@ -74,12 +75,26 @@ impl ApiError {
 
     /// A fault of the store's.
     pub(crate) fn store(error: StoreError) -> Self {
-        if !error.is_full() {
-            return Self::internal(error);
+        if error.is_full() {
+            tracing::error!(%error, "the disk with the store is full");
+            let detail =
+                "the key broker's disk is full and nothing was changed; make room where its store is";
+            return Self::new(StatusCode::INSUFFICIENT_STORAGE, "StorageFull", detail);
         }
-        tracing::error!(%error, "the disk with the store is full");
-        let detail = "the key broker's disk is full and nothing was changed; make room where its store is";
-        Self::new(StatusCode::INSUFFICIENT_STORAGE, "StorageFull", detail)
+        if error.is_temporary() {
+            tracing::error!(%error, "the store is out of reach");
+            let detail = "the key broker does not reach its store; try again";
+            return Self::new(StatusCode::SERVICE_UNAVAILABLE, "Unavailable", detail);
+        }
+        Self::internal(error)
+    }
+
+    /// What stands in the store cannot decide.
+    pub(crate) fn rules(error: RulesError) -> Self {
+        match error {
+            RulesError::Store(error) => Self::store(error),
+            error => Self::internal(error),
+        }
     }
 
     /// A fault of the broker's own, which its log explains.

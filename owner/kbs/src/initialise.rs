@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 
-use crate::config::{Audit, Config, Tls, Tpm};
+use crate::config::{Audit, Config, Store, Tls, Tpm};
 
 /// What a new broker is to be.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
     let tls = Tls { certificate: "tls.crt".into(), key: "tls.key".into() };
     let config = Config {
         listen: options.listen,
-        store: "store.redb".into(),
+        store: Store::Embedded("store.redb".into()),
         admin_keys: vec!["admin.pub".into()],
         tls: (!options.plain_http).then_some(tls),
         tpm: Tpm { ek_roots, enrolled_aks: Vec::new() },

@@ -21,7 +21,14 @@ use tracing_subscriber::EnvFilter;
   sealpod-kbs init --dir /var/lib/sealpod-kbs --host broker.example
   sealpod-kbs serve --config /var/lib/sealpod-kbs/kbs.toml
   export SEALPOD_KBS=https://broker.example:8080 SEALPOD_ADMIN_KEY=/var/lib/sealpod-kbs/admin.key
-  sealpod kbs resource list")]
+  sealpod kbs resource list
+
+Several brokers share a PostgreSQL database when their configurations have, instead of a path,
+  [store]
+  kind = \"postgres\"
+  url_file = \"database-url\"
+and that file has its URL:
+  postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full&sslrootcert=ca.crt")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -114,7 +121,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, address_file: Option<PathBuf>) -> anyhow::Result<()> {
-    let broker = Broker::open(config)?;
+    let broker = Broker::open(config).await?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
     let shutdown = async {

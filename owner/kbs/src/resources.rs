@@ -18,6 +18,7 @@ use crate::attestation::session_cookie;
 use crate::audit::{Event, Subject};
 use crate::broker::{Broker, blocking};
 use crate::error::ApiError;
+use crate::rules::Rules;
 use crate::session::Attested;
 use crate::store::Kind;
 
@@ -34,11 +35,11 @@ pub(crate) async fn get(
         let secret = find(&broker, &path).await?;
         return Ok(([(header::CONTENT_TYPE, "application/octet-stream")], secret.to_vec()).into_response());
     }
-    let attested = guest(&broker, &headers)?;
-    let policy = broker.resource_policy();
+    let rules = broker.rules.get().await?;
+    let attested = guest(&broker, &rules, &headers).await?;
     let allowed = {
         let (path, ear) = (path.clone(), attested.ear.clone());
-        blocking(move || policy.allows(&ear, &path)).await?
+        blocking(move || rules.resource.allows(&ear, &path)).await?
     };
     let refusal = match allowed {
         Ok(true) => None,
@@ -68,9 +69,8 @@ pub(crate) async fn set(
     Path(parts): Path<Parts>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    let name = path(&parts)?.to_string();
-    let store = broker.store.clone();
-    blocking(move || store.set(Kind::Resource, &[(&name, &body)])).await?.map_err(ApiError::store)?;
+    let entry = (path(&parts)?.to_string(), Vec::from(body));
+    broker.store.set(Kind::Resource, vec![entry]).await.map_err(ApiError::store)?;
     Ok(StatusCode::OK)
 }
 
@@ -81,8 +81,7 @@ pub(crate) async fn delete(
     Path(parts): Path<Parts>,
 ) -> Result<StatusCode, ApiError> {
     let name = path(&parts)?.to_string();
-    let (store, removed) = (broker.store.clone(), name.clone());
-    match blocking(move || store.remove(Kind::Resource, &removed)).await?.map_err(ApiError::store)? {
+    match broker.store.remove(Kind::Resource, &name).await.map_err(ApiError::store)? {
         true => Ok(StatusCode::OK),
         false => Err(ApiError::not_found(format!("there is no resource {name}"))),
     }
@@ -90,26 +89,27 @@ pub(crate) async fn delete(
 
 /// `GET resource`, by the administrator: all paths.
 pub(crate) async fn list(_: Admin, State(broker): State<Arc<Broker>>) -> Result<Json<Vec<String>>, ApiError> {
-    let store = broker.store.clone();
-    Ok(Json(blocking(move || store.names(Kind::Resource)).await?.map_err(ApiError::store)?))
+    Ok(Json(broker.store.names(Kind::Resource).await.map_err(ApiError::store)?))
 }
 
 /// Who asks: an attested session, or the bearer of a token of ours.
-fn guest(broker: &Broker, headers: &HeaderMap) -> Result<Attested, ApiError> {
+async fn guest(broker: &Broker, rules: &Rules, headers: &HeaderMap) -> Result<Attested, ApiError> {
     if let Some(token) = bearer(headers) {
         let ear =
-            broker.signer.verify(token).map_err(|_| ApiError::not_authenticated("the token is not valid"))?;
+            rules.signer.verify(token).map_err(|_| ApiError::not_authenticated("the token is not valid"))?;
         let key = TokenSigner::bound_key(&ear);
         let key = key.ok_or_else(|| ApiError::not_authenticated("the token is bound to no key"))?;
         return Ok(Attested { ear, key });
     }
-    let session = session_cookie(headers).and_then(|session| broker.sessions.find(&session));
-    session.ok_or_else(|| ApiError::not_authenticated("not attested, or not any more"))
+    let attested = match session_cookie(headers) {
+        Some(session) => broker.sessions.find(&session).await.map_err(ApiError::store)?,
+        None => None,
+    };
+    attested.ok_or_else(|| ApiError::not_authenticated("not attested, or not any more"))
 }
 
-async fn find(broker: &Arc<Broker>, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ApiError> {
-    let (store, name) = (broker.store.clone(), path.to_string());
-    let found = blocking(move || store.get(Kind::Resource, &name)).await?.map_err(ApiError::store)?;
+async fn find(broker: &Broker, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let found = broker.store.get(Kind::Resource, &path.to_string()).await.map_err(ApiError::store)?;
     found.map(Zeroizing::new).ok_or_else(|| ApiError::not_found(format!("there is no resource {path}")))
 }
 

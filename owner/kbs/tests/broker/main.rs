@@ -2,8 +2,11 @@
 
 mod administration;
 mod audit;
+mod database;
 mod durability;
 mod handshake;
+mod outage;
 mod program;
+mod replicas;
 mod resources;
 mod support;

@@ -105,6 +105,7 @@ fn help_has_examples_and_unknown_flags_are_refused() {
     assert!(help.status.success());
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("Examples:") && help.contains("sealpod-kbs serve --config"), "{help}");
+    assert!(help.contains("url_file = \"database-url\""), "{help}");
     assert_eq!(program().args(["serve", "--unknown"]).output().unwrap().status.code(), Some(2));
 }
 

@@ -17,6 +17,8 @@ use sealpod_kbs_protocol::rcar::{RuntimeData, VERSION};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::database::Database;
+
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,23 @@ impl Home {
         let home = Self::new(&["--plain-http"]);
         home.configure("allow_sample = false", "allow_sample = true");
         home
+    }
+
+    /// Like `sample`, with a database for its store.
+    pub(crate) fn sharing(database: &Database) -> Self {
+        let home = Self::sample();
+        home.share(&std::fs::read_to_string(database.url_file()).unwrap());
+        home
+    }
+
+    /// Has the store at a URL, whose file is `database-url`.
+    pub(crate) fn share(&self, url: &str) {
+        std::fs::write(self.path("database-url"), url).unwrap();
+        self.configure("store = \"store.redb\"\n", "");
+        let path = self.path("kbs.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let store = "[store]\nkind = \"postgres\"\nurl_file = \"database-url\"\n";
+        std::fs::write(path, format!("{text}\n{store}")).unwrap();
     }
 
     fn new(options: &[&str]) -> Self {
