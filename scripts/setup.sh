@@ -2,7 +2,7 @@
 # Installs what building, testing and the demo need and this machine lacks. Does nothing when all is there.
 set -euo pipefail
 
-# command:package pairs; a path stands for a file that no command shows.
+# command:package pairs; a path, which may be a pattern, stands for a file that no command shows.
 needs=(
   cc:build-essential
   pkg-config:pkg-config
@@ -34,6 +34,7 @@ needs=(
   /usr/share/selinux/devel/Makefile:selinux-policy-dev
   shellcheck:shellcheck
   jq:jq
+  '/usr/lib/postgresql/*/bin/initdb:postgresql'
   pip3:python3-pip
 )
 
@@ -42,7 +43,7 @@ for need in "${needs[@]}"; do
   probe=${need%%:*}
   package=${need##*:}
   case $probe in
-    /*) [ -e "$probe" ] || [ -e "${probe/OVMF_CODE.fd/OVMF_CODE_4M.fd}" ] || missing+=("$package") ;;
+    /*) compgen -G "$probe" >/dev/null || [ -e "${probe/OVMF_CODE.fd/OVMF_CODE_4M.fd}" ] || missing+=("$package") ;;
     *) command -v "$probe" >/dev/null 2>&1 || missing+=("$package") ;;
   esac
 done
@@ -57,7 +58,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 1
   }
   echo "installing ${missing[*]}"
-  # docker-registry would start a registry on port 5000; the tests and the demo start their own.
+  # docker-registry would start a registry on port 5000, postgresql a database on 5432; the tests and the demo start
+  # their own.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
     as_root chmod +x /usr/sbin/policy-rc.d
