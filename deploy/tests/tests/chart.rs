@@ -14,6 +14,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use sealpod_deploy_tests::{render, repository, run, said, text};
+use sealpod_kbs::config::Store;
 use serde_json::{Value, json};
 
 const BROKER: &str = "node: {enabled: false}\nbroker: {enabled: true}\n";
@@ -323,7 +324,7 @@ fn images_are_pinned() {
 
 #[test]
 fn the_brokers_configuration_is_one_that_it_reads() {
-    for values in [BROKER, EVERYTHING] {
+    for values in [BROKER, REPLICAS, EVERYTHING] {
         let manifests = rendered(values);
         let set = only(&manifests, "StatefulSet");
         let mounts = set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
@@ -337,7 +338,10 @@ fn the_brokers_configuration_is_one_that_it_reads() {
         assert_eq!(config.listen.port(), 8080);
         assert_eq!(config.listen.is_ipv6(), values == EVERYTHING);
         assert!(!config.allow_sample);
-        assert_eq!(config.tls.is_some(), values == BROKER);
+        assert_eq!(config.tls.is_some(), values != EVERYTHING);
+        assert_eq!(matches!(config.store, Store::Postgres(_)), values == REPLICAS);
+        let store = config.store.file();
+        assert!(mounted(store), "{} is not mounted", store.display());
         let tls = config.tls.iter().flat_map(|tls| [&tls.certificate, &tls.key]);
         for path in config.admin_keys.iter().chain(&config.tpm.ek_roots).chain(tls) {
             assert!(mounted(path), "{} is not mounted", path.display());
