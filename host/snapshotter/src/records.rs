@@ -15,7 +15,7 @@ const NEXT: &str = "next";
 const CACHE: usize = 2 << 20;
 /// Bytes of names and records after which a page ends. gRPC's usual limit of a message is 4 MiB, and a record may well be
 /// longer than its share.
-const PAGE: usize = 256 << 10;
+const PAGE: usize = 64 << 10;
 
 /// What a snapshot is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

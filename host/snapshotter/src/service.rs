@@ -175,10 +175,9 @@ impl Api for Service {
         if let Some(name) = self.snapshots.target(&labels).map(str::to_owned) {
             let (below, noted, exists) =
                 (parent.clone(), labels.clone(), format!("layer {name} is left to the guest"));
-            if self.with(move |snapshots| snapshots.leave_to_guest(&name, &below, &noted)).await? {
-                tracing::info!("{exists}");
-                return Err(Status::already_exists(exists));
-            }
+            self.with(move |snapshots| snapshots.leave_to_guest(&name, &below, &noted)).await?;
+            tracing::info!("{exists}");
+            return Err(Status::already_exists(exists));
         }
         let users = self.users(namespace, snapshotter, parent.clone()).await?;
         let mounts = self

@@ -72,20 +72,20 @@ impl Snapshots {
         self.config.is_for_guests(labels.get(IMAGE).map(String::as_str).unwrap_or_default())
     }
 
-    /// Notes a layer that the guest will have. It is left to the guest where that is `true`.
+    /// Notes a layer that the guest will have.
     ///
-    /// Its parent must be one too, or nothing: a layer on top of one that lies here is unpacked here like it.
-    pub(crate) fn leave_to_guest(&self, name: &str, parent: &str, labels: &Labels) -> Result<bool, Error> {
+    /// One that lies here, for an image that is not the guests', is as good: nobody looks into it.
+    pub(crate) fn leave_to_guest(&self, name: &str, parent: &str, labels: &Labels) -> Result<(), Error> {
         if name.is_empty() {
             return Err(Error::Invalid("a snapshot needs a name".into()));
         }
         self.records.change(|change| {
-            if !parent.is_empty() && committed(change, parent)?.place != Place::Guest {
-                return Ok(false);
+            if !parent.is_empty() {
+                committed(change, parent)?;
             }
             let mut record = match change.get(name)? {
                 None => new_record(change, Kind::Committed, parent, labels.clone(), Place::Guest)?,
-                Some(known) if known.is_guests_layer_on(parent) => known,
+                Some(known) if known.kind == Kind::Committed && known.parent == parent => known,
                 Some(_) => {
                     return Err(Error::Precondition(format!(
                         "snapshot {name:?} is another one than the layer of this name on {parent:?}"
@@ -95,7 +95,7 @@ impl Snapshots {
             // By this label containerd looks for the snapshot when it hears that it exists.
             record.labels.insert(TARGET.into(), name.into());
             change.set(name, &record)?;
-            Ok(true)
+            Ok(())
         })
     }
 
@@ -319,10 +319,6 @@ impl Snapshots {
 impl Record {
     fn is_guests_layer(&self) -> bool {
         self.kind == Kind::Committed && self.place == Place::Guest
-    }
-
-    fn is_guests_layer_on(&self, parent: &str) -> bool {
-        self.is_guests_layer() && self.parent == parent
     }
 }
 

@@ -34,7 +34,7 @@ async fn calls_that_make_no_sense_have_the_codes_that_containerd_expects() {
     assert_eq!(code(client.usage("nothing").await.map(drop)), Code::NotFound);
     assert_eq!((client.list(&[]).await.unwrap(), snapshotter.folders()), before, "nothing has changed");
     // A name of a guest's layer that is another snapshot's.
-    let taken = client.prepare_layer("one", "", "registry/app").await.unwrap_err();
+    let taken = client.prepare_layer("view", "", "registry/app").await.unwrap_err();
     assert_eq!(taken.code(), Code::FailedPrecondition, "{taken:?}");
     let nameless = client.prepare_with("new", "", labels(&[(TARGET, "")])).await.unwrap_err();
     assert_eq!(nameless.code(), Code::InvalidArgument);
