@@ -69,12 +69,15 @@ impl Settings {
     }
 
     fn runtime(&self) -> Vec<(&'static [&'static str], Value)> {
-        let mut values: Vec<(&[&str], Value)> = vec![
-            (&["runtime_type"], RUNTIME_TYPE.into()),
-            (&["runtime_path"], self.shim.as_str().into()),
+        let shim = Value::from(self.shim.as_str());
+        let mut values: Vec<(&[&str], Value)> = match self.version.has_runtime_paths() {
+            true => vec![(&["runtime_type"], RUNTIME_TYPE.into()), (&["runtime_path"], shim)],
+            false => vec![(&["runtime_type"], shim)],
+        };
+        values.extend::<[(&[&str], Value); 2]>([
             (&["pod_annotations"], Array::from_iter([POD_ANNOTATIONS]).into()),
             (&["privileged_without_host_devices"], true.into()),
-        ];
+        ]);
         if self.version.has_snapshotter_per_runtime() {
             values.push((&["snapshotter"], NAME.into()));
         }

@@ -48,6 +48,11 @@ impl Version {
         self.major >= 2
     }
 
+    /// A runtime's program may be named beside its type. Before, the type itself must be its path.
+    pub(crate) fn has_runtime_paths(self) -> bool {
+        self >= Self { major: 1, minor: 7 }
+    }
+
     /// Each runtime can have a snapshotter of its own.
     pub(crate) fn has_snapshotter_per_runtime(self) -> bool {
         self >= Self { major: 1, minor: 7 }
