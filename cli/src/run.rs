@@ -433,6 +433,8 @@ mod tests {
     }
 
     impl Handler for Stuck {
+        type Opened = ();
+
         async fn call(&self, request: Request) -> std::result::Result<Reply, Failure> {
             match request {
                 Request::PullImage(_) => {
@@ -446,11 +448,11 @@ mod tests {
             }
         }
 
-        async fn open(&self, _: &Request) -> std::result::Result<(), Failure> {
+        async fn open(&self, _: Request) -> std::result::Result<(), Failure> {
             Ok(())
         }
 
-        async fn stream(&self, _: Request, _: ByteStream) {
+        async fn stream(&self, (): (), _: ByteStream) {
             std::future::pending().await
         }
     }

@@ -339,6 +339,18 @@ impl Node {
         Ok(self.runtime().exec_sync(request).await?.into_inner())
     }
 
+    /// Does to a container what CRI has no call for: `pause`, `resume`.
+    pub fn task(&self, what: &str, id: &str) {
+        let mut ctr = self.version.command("ctr");
+        ctr.arg("--address").arg(self.folder.join("containerd.sock")).args([
+            "--namespace",
+            "k8s.io",
+            "tasks",
+        ]);
+        let output = ctr.args([what, id]).output().expect("ctr comes with containerd");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Stops and removes a pod with everything in it, which must work.
     pub async fn remove(&self, pod: &NodePod) {
         let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };

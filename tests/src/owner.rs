@@ -188,6 +188,8 @@ impl Owner {
             "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n",
         )
         .expect("a file");
+        // No two images have the same layer.
+        std::fs::write(root.join("etc/hostname"), name).expect("a file");
         std::fs::write(root.join("etc/group"), "root:x:0:\naudio:x:29:app\napp:x:1001:\n").expect("a file");
         root
     }

@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sealpod_agent_protocol::{
     ByteStream, CallError, Client, Failure, FailureKind, Handler, Reply, Request, serve,
@@ -139,7 +139,7 @@ fn sweep(folder: &Path) {
 
 async fn accept(listener: UnixListener, agent: Client) {
     while let Ok((stream, _)) = listener.accept().await {
-        let relay = Arc::new(Relay { agent: agent.clone(), opened: Mutex::new(Vec::new()) });
+        let relay = Arc::new(Relay { agent: agent.clone() });
         // A client that breaks off harms nobody but itself.
         tokio::spawn(async move { serve(stream, relay).await });
     }
@@ -148,31 +148,22 @@ async fn accept(listener: UnixListener, agent: Client) {
 /// Passes requests on to the agent, and its answers back.
 struct Relay {
     agent: Client,
-    /// Streams between the agent's word that they are open and their first byte.
-    opened: Mutex<Vec<(Request, ByteStream)>>,
 }
 
 impl Handler for Relay {
+    type Opened = ByteStream;
+
     async fn call(&self, request: Request) -> Result<Reply, Failure> {
         self.agent.call(request).await.map_err(passed_on)
     }
 
-    async fn open(&self, request: &Request) -> Result<(), Failure> {
-        let stream = self.agent.open(request.clone()).await.map_err(passed_on)?;
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push((request.clone(), stream));
-        Ok(())
+    async fn open(&self, request: Request) -> Result<ByteStream, Failure> {
+        self.agent.open(request).await.map_err(passed_on)
     }
 
-    async fn stream(&self, request: Request, mut stream: ByteStream) {
-        let opened = {
-            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            let position = opened.iter().position(|(other, _)| *other == request);
-            position.map(|position| opened.swap_remove(position).1)
-        };
-        if let Some(mut upstream) = opened {
-            // Either side may hang up at any time.
-            let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
-        }
+    async fn stream(&self, mut upstream: ByteStream, mut stream: ByteStream) {
+        // Either side may hang up at any time.
+        let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -21,8 +22,8 @@ ConfigMaps of the same input are fixed with their content, and must be there; of
 cluster knows anyway and the annotation must not tell, any content is allowed. An image with a digest
 is that one; with a tag only, its signer decides by the image policy.
 
-Denied unless allowed here: logs, exec (but for the exact commands of probes and hooks), attach, cp.
-Port-forwarding asks the guest nothing: it is a connection to the pod like any other.
+Denied unless allowed here: logs, exec (but for the exact commands of probes and hooks), attach, cp,
+port-forward, debug containers.
 
 Examples:
   sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
@@ -49,6 +50,12 @@ pub(crate) struct GenerateArgs {
     /// Let people copy files out of and into containers (kubectl cp); who can put files in can run programs
     #[arg(long)]
     allow_cp: bool,
+    /// Let people connect to this port of the pod's loopback (kubectl port-forward); '*' for any port
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    allow_port_forward: Vec<Port>,
+    /// Let people add debug containers of this image (kubectl debug), and run in them what they like
+    #[arg(long, value_name = "IMAGE")]
+    allow_debug: Vec<String>,
     /// Let the cluster choose the content of a ConfigMap that is not in the input, or that is to change later
     #[arg(long, value_name = "ConfigMap/NAME", value_parser = parse_object)]
     allow_any_content: Vec<(ObjectKind, String)>,
@@ -71,6 +78,13 @@ pub(crate) struct GenerateArgs {
 enum Exec {
     Any,
     Words(Vec<String>),
+}
+
+/// A port to which people may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Any,
+    One(NonZeroU16),
 }
 
 /// What was made for a pod.
@@ -133,12 +147,19 @@ fn options(args: &GenerateArgs) -> Options {
         Exec::Any => None,
         Exec::Words(words) => Some(words.clone()),
     };
+    let number = |port: &Port| match port {
+        Port::Any => None,
+        Port::One(port) => Some(port.get()),
+    };
     Options {
         exec: args.allow_exec.iter().filter_map(words).collect(),
         any_exec: args.allow_exec.contains(&Exec::Any),
         logs: args.allow_logs,
         attach: args.allow_attach,
         copy: args.allow_cp,
+        ports: args.allow_port_forward.iter().filter_map(number).collect(),
+        any_port: args.allow_port_forward.contains(&Port::Any),
+        debug: args.allow_debug.clone(),
         any_content: args.allow_any_content.iter().cloned().collect(),
     }
 }
@@ -211,6 +232,13 @@ fn tell(args: &GenerateArgs, policies: &[PodPolicy], made: &[Made<'_>]) {
 }
 
 /// Words as a shell takes them, quotes and backslashes included, and nothing else of a shell.
+fn parse_port(text: &str) -> Result<Port, String> {
+    match text.trim() {
+        "*" => Ok(Port::Any),
+        number => number.parse().map(Port::One).map_err(|_| "expected a port, 1 to 65535, or '*'".into()),
+    }
+}
+
 fn parse_exec(text: &str) -> Result<Exec, String> {
     if text.trim() == "*" {
         return Ok(Exec::Any);
@@ -272,6 +300,15 @@ mod tests {
         assert_eq!(parse_exec(" * "), Ok(Exec::Any));
         for text in ["", "  ", "'a", "\"a\\", "a\\", "''"] {
             assert!(parse_exec(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_or_any() {
+        assert_eq!(parse_port("80").map(|port| port != Port::Any), Ok(true));
+        assert_eq!(parse_port("*"), Ok(Port::Any));
+        for text in ["", "0", "65536", "http", "80:8080"] {
+            assert!(parse_port(text).is_err(), "{text:?}");
         }
     }
 

@@ -157,6 +157,7 @@ struct Replay {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Facts {
+    target: Option<String>,
     digest: Option<String>,
     entrypoint: Vec<String>,
     environment: std::collections::BTreeMap<String, String>,
@@ -229,6 +230,7 @@ fn replay(text: &str) -> Result<Replay> {
         false => [facts.entrypoint.clone(), words(&create.arguments)].concat(),
     };
     let image = ImageFacts {
+        target: facts.target,
         digest: facts.digest.or_else(of_reference).unwrap_or_default(),
         effective_command: facts.effective_command.unwrap_or(asked),
         entrypoint: facts.entrypoint,

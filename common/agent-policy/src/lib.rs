@@ -58,6 +58,8 @@ pub enum Error {
 /// What the guest itself knows of a container that is to be made: beside the request's own fields in `input`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageFacts {
+    /// The name of the container whose processes it would see, as `target`.
+    pub target: Option<String>,
     /// The digest of the image's manifest, as `image_digest`.
     pub digest: String,
     /// What its config says, as `image_entrypoint`.
@@ -174,6 +176,7 @@ fn needs_permission(request: &Request) -> bool {
             | Request::ReadStderr(_)
             | Request::WriteStdin(_)
             | Request::WriteVolume(_)
+            | Request::ForwardPort(_)
     )
 }
 
@@ -208,6 +211,7 @@ fn overrides_image(create: &CreateContainer) -> bool {
         allow_privilege_escalation,
         unmasked_paths,
         privileged,
+        process_namespace,
         mounts,
         hosts,
         resources: _,
@@ -223,6 +227,7 @@ fn overrides_image(create: &CreateContainer) -> bool {
         || *allow_privilege_escalation
         || *unmasked_paths
         || *privileged
+        || process_namespace.is_some()
         || !mounts.is_empty()
         || !hosts.is_empty()
 }
@@ -232,9 +237,17 @@ fn input(request: &Request, image: Option<&ImageFacts>) -> serde_json::Value {
     let mut json = serde_json::to_value(request).unwrap_or_default();
     let mut input = json.get_mut("input").map(serde_json::Value::take).unwrap_or_default();
     if let (Some(fields), Some(image)) = (input.as_object_mut(), image) {
-        let ImageFacts { digest, entrypoint, environment, user, working_directory, effective_command } =
-            image;
+        let ImageFacts {
+            target,
+            digest,
+            entrypoint,
+            environment,
+            user,
+            working_directory,
+            effective_command,
+        } = image;
         fields.extend([
+            ("target".into(), target.as_deref().into()),
             ("image_digest".into(), digest.as_str().into()),
             ("image_entrypoint".into(), entrypoint.as_slice().into()),
             ("image_environment".into(), serde_json::to_value(environment).unwrap_or_default()),

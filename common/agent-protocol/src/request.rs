@@ -40,6 +40,8 @@ pub enum Request {
     ReadStdout(ProcessRef),
     /// Turns this call's stream into the standard error of a process.
     ReadStderr(ProcessRef),
+    /// Turns this call's stream into a TCP connection to a port of the pod's loopback.
+    ForwardPort(ForwardPort),
     /// Lists the containers and their states.
     ListContainers,
     /// Stops all processes of a container where they are.
@@ -76,6 +78,7 @@ impl Request {
             Self::WriteStdin(_) => "WriteStdin",
             Self::ReadStdout(_) => "ReadStdout",
             Self::ReadStderr(_) => "ReadStderr",
+            Self::ForwardPort(_) => "ForwardPort",
             Self::ListContainers => "ListContainers",
             Self::PauseContainer(_) => "PauseContainer",
             Self::ResumeContainer(_) => "ResumeContainer",
@@ -89,7 +92,7 @@ impl Request {
 
     /// Whether this call's stream carries raw bytes after the answer.
     pub fn opens_stream(&self) -> bool {
-        matches!(self, Self::WriteStdin(_) | Self::ReadStdout(_) | Self::ReadStderr(_))
+        matches!(self, Self::WriteStdin(_) | Self::ReadStdout(_) | Self::ReadStderr(_) | Self::ForwardPort(_))
     }
 }
 
@@ -203,12 +206,27 @@ pub struct CreateContainer {
     pub unmasked_paths: bool,
     /// Whether it may do within the guest what it likes: all capabilities, all system calls, all paths.
     pub privileged: bool,
+    /// Whose processes it sees and may signal beside its own; absent for nobody's.
+    pub process_namespace: Option<SharedProcesses>,
     /// Volumes and where it sees them.
     pub mounts: Vec<Mount>,
     /// Lines of its own `/etc/hosts`, instead of the pod's.
     pub hosts: Vec<HostEntry>,
     /// Limits.
     pub resources: Resources,
+}
+
+/// Whose process namespace a container shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SharedProcesses {
+    /// The pod's, which all containers that ask for it share (`shareProcessNamespace`).
+    Pod,
+    /// Another container's (an ephemeral container's target).
+    Container {
+        /// Its id.
+        container: String,
+    },
 }
 
 /// A volume in a container.
@@ -344,6 +362,14 @@ pub struct ProcessRef {
     pub container: String,
     /// The exec's id, absent for the container's own process.
     pub exec: Option<String>,
+}
+
+/// Where a connection leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardPort {
+    /// A TCP port of `127.0.0.1`, or where nobody listens there, of `::1`; never one of the guest's own.
+    pub port: u16,
 }
 
 /// One more process in a container.

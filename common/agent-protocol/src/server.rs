@@ -17,6 +17,9 @@ use crate::stream::{ByteStream, Keep};
 
 /// Carries out the host's requests.
 pub trait Handler: Send + Sync + 'static {
+    /// What a stream leads to.
+    type Opened: Send;
+
     /// Does what is asked; never one of the requests that open a stream.
     ///
     /// The future runs to its end also when the host abandons the call or goes away, except that of
@@ -24,10 +27,10 @@ pub trait Handler: Send + Sync + 'static {
     fn call(&self, request: Request) -> impl Future<Output = Result<Reply, Failure>> + Send;
 
     /// Decides on a request that opens a stream, before the host hears that it is open.
-    fn open(&self, request: &Request) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn open(&self, request: Request) -> impl Future<Output = Result<Self::Opened, Failure>> + Send;
 
-    /// Moves the bytes of a stream that [`Handler::open`] allowed. Shuts it down for a clean end of file.
-    fn stream(&self, request: Request, stream: ByteStream) -> impl Future<Output = ()> + Send;
+    /// Moves the bytes of a stream. Shuts it down for a clean end of file.
+    fn stream(&self, opened: Self::Opened, stream: ByteStream) -> impl Future<Output = ()> + Send;
 }
 
 /// Waits for a host and serves it until the connection ends. May be called again on the same transport.
@@ -100,10 +103,13 @@ impl<H: Handler> Session<H> {
     }
 
     async fn attend_stream(&self, request: Request, mut stream: ByteStream) {
-        let decision = self.handler.open(&request).await;
-        let allowed = decision.is_ok();
-        if answer_open(&mut stream, decision.map(|()| Reply::Done)).await && allowed {
-            self.handler.stream(request, stream).await;
+        match self.handler.open(request).await {
+            Ok(opened) => {
+                if answer_open(&mut stream, Ok(Reply::Done)).await {
+                    self.handler.stream(opened, stream).await;
+                }
+            }
+            Err(failure) => drop(answer_open(&mut stream, Err(failure)).await),
         }
     }
 

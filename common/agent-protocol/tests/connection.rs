@@ -45,6 +45,8 @@ impl Drop for CountDrop {
 }
 
 impl Handler for Guest {
+    type Opened = Request;
+
     async fn call(&self, request: Request) -> Result<Reply, Failure> {
         match request {
             Request::Info if self.hung.load(Ordering::Relaxed) => std::future::pending().await,
@@ -76,10 +78,10 @@ impl Handler for Guest {
         }
     }
 
-    async fn open(&self, request: &Request) -> Result<(), Failure> {
+    async fn open(&self, request: Request) -> Result<Request, Failure> {
         match request {
             Request::ReadStderr(_) => Err(failure(FailureKind::DeniedByPolicy, "no logs")),
-            _ => Ok(()),
+            other => Ok(other),
         }
     }
 

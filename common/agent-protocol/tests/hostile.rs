@@ -12,13 +12,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 struct Quiet;
 
 impl Handler for Quiet {
+    type Opened = ();
+
     async fn call(&self, _: Request) -> Result<Reply, Failure> {
         Ok(Reply::Done)
     }
-    async fn open(&self, _: &Request) -> Result<(), Failure> {
+    async fn open(&self, _: Request) -> Result<(), Failure> {
         Ok(())
     }
-    async fn stream(&self, _: Request, mut stream: ByteStream) {
+    async fn stream(&self, (): (), mut stream: ByteStream) {
         let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
     }
 }

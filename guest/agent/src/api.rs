@@ -7,14 +7,17 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use sealpod_agent_policy::ImageFacts;
 use sealpod_agent_protocol::{
-    ByteStream, CreateContainer, Failure, FailureKind, Handler, Info, ProcessRef, Reply, Request, StartPod,
+    ByteStream, CreateContainer, Failure, FailureKind, ForwardPort, Handler, Info, ProcessRef, Reply,
+    Request, StartPod,
 };
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use crate::boot::{self, Parameters};
 use crate::container::reduce::{effective_command, own_environment, reduce};
 use crate::container::{Process, Stream};
 use crate::failure::{Hint, failure};
+use crate::forward;
 use crate::pod::Pod;
 use crate::reaper::Reaper;
 
@@ -105,13 +108,36 @@ impl Agent {
         }
     }
 
-    fn stream_of(&self, request: &Request) -> Result<(Arc<Process>, Stream), Failure> {
+    async fn open_stream(&self, request: &Request) -> Result<Opened, Failure> {
+        let pod = self.pod()?;
+        if let Request::ForwardPort(ForwardPort { port }) = request {
+            pod.policy.decide(request, None)?;
+            return forward::connect(*port).await.map(Opened::Port);
+        }
         let (reference, stream) = stream_request(request)?;
-        Ok((self.pod()?.containers.process(reference)?, stream))
+        let process = pod.containers.process(reference)?;
+        // Who was allowed to start an exec may use its streams.
+        if reference.exec.is_none()
+            && let Err(denial) = pod.policy.decide(request, None)
+        {
+            // The host will never read it, and the process must not wait for that.
+            process.discard(stream);
+            return Err(denial);
+        }
+        process.has(stream)?;
+        Ok(Opened::Process(process, stream))
     }
 }
 
+/// What a stream leads to.
+pub(crate) enum Opened {
+    Process(Arc<Process>, Stream),
+    Port(TcpStream),
+}
+
 impl Handler for Agent {
+    type Opened = Opened;
+
     async fn call(&self, request: Request) -> Result<Reply, Failure> {
         match request {
             Request::Info => Ok(self.info()),
@@ -139,25 +165,14 @@ impl Handler for Agent {
         }
     }
 
-    async fn open(&self, request: &Request) -> Result<(), Failure> {
-        let (process, stream) = self.stream_of(request)?;
-        let (reference, _) = stream_request(request)?;
-        // Who was allowed to start an exec may use its streams.
-        if reference.exec.is_none()
-            && let Err(denial) = self.pod()?.policy.decide(request, None)
-        {
-            // The host will never read it, and the process must not wait for that.
-            process.discard(stream);
-            complain(request.name())(&denial);
-            return Err(denial);
-        }
-        process.has(stream)
+    async fn open(&self, request: Request) -> Result<Opened, Failure> {
+        self.open_stream(&request).await.inspect_err(complain(request.name()))
     }
 
-    async fn stream(&self, request: Request, host: ByteStream) {
-        // Between `open` and here, the process may have been removed; then the stream just ends.
-        if let Ok((process, stream)) = self.stream_of(&request) {
-            process.carry(stream, host).await;
+    async fn stream(&self, opened: Opened, host: ByteStream) {
+        match opened {
+            Opened::Process(process, stream) => process.carry(stream, host).await,
+            Opened::Port(service) => forward::carry(service, host).await,
         }
     }
 }
@@ -170,6 +185,7 @@ fn image_facts(pod: &Pod, create: &mut CreateContainer) -> Result<ImageFacts, Fa
     Ok(ImageFacts {
         effective_command: effective_command(create, &image.process),
         environment: own_environment(create, &image.process, hostname),
+        target: pod.containers.target_name(create.process_namespace.as_ref())?,
         digest: image.digest,
         entrypoint: image.process.entrypoint,
         user: image.process.user,

@@ -8,6 +8,7 @@ mod config;
 mod container;
 mod disk;
 mod failure;
+mod forward;
 mod images;
 mod network;
 mod nonblocking;
@@ -19,11 +20,12 @@ mod workload_api;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if rustix::process::getpid().as_raw_nonzero().get() == 1 {
-        boot::run();
-    }
-    if std::env::args().nth(1).as_deref() == Some(container::helper::SUBCOMMAND) {
-        return container::helper::run();
+    match std::env::args().nth(1).as_deref() {
+        Some(container::helper::SUBCOMMAND) => return container::helper::run(),
+        // This one is the first process too, but of a namespace.
+        Some(container::namespace::SUBCOMMAND) => return container::namespace::run(),
+        _ if rustix::process::getpid().as_raw_nonzero().get() == 1 => boot::run(),
+        _ => {}
     }
     eprintln!("sealpod-agent is the first process of a Sealpod guest; start one with `sealpod run`");
     ExitCode::from(2)

@@ -21,7 +21,8 @@ use tokio::net::TcpListener;
 use crate::attestation::Attestation;
 use crate::failure::failure;
 
-const PORT: u16 = 8006;
+/// Where it listens, on loopback.
+pub(crate) const PORT: u16 = 8006;
 /// The longest runtime data: reports hold 64 bytes of it at most.
 const RUNTIME_DATA: usize = 64;
 

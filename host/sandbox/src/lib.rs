@@ -28,6 +28,7 @@ pub use config::{Accelerator, Observer, SandboxConfig, Stage, Tpm, Transport};
 pub use error::Error;
 pub use exit::{Ending, ExitReason};
 pub use guest_image::GuestImage;
+pub use network::loopback::Loopback;
 pub use network::namespace::NamespaceError;
 pub use network::{Network, PortForward, PortForwardError};
 pub use runtime_folder::remove_abandoned;

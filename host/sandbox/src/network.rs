@@ -1,6 +1,7 @@
 //! The VM's network: QEMU's user networking with ports of this machine that lead into it, or a namespace of CNI's.
 
 mod interfaces;
+pub(crate) mod loopback;
 pub(crate) mod namespace;
 mod netlink;
 

@@ -7,6 +7,8 @@ use sealpod_agent_protocol::{CallError, Client, Dns, Interface, Request};
 use crate::config::{Observer, SandboxConfig, Stage};
 use crate::error::Error;
 use crate::exit::ExitReason;
+use crate::network::loopback::Loopback;
+use crate::network::namespace::{Namespace, NamespaceError};
 use crate::network::{self, PortForward};
 use crate::transport::Channel;
 use crate::vm::Vm;
@@ -91,6 +93,14 @@ impl Sandbox {
             Some(namespace) => (namespace.interfaces().cloned().collect(), Dns::default()),
             None => network::user_network(),
         }
+    }
+
+    /// Hears the connections to the loopback of the pod's namespace on this machine; nothing without a namespace.
+    ///
+    /// # Errors
+    /// If the kernel cannot lead them here. The pod has all else.
+    pub fn loopback(&self) -> Result<Option<Loopback>, NamespaceError> {
+        self.vm.namespace().map(Namespace::loopback).transpose()
     }
 
     /// QEMU's process id.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use oci_spec::runtime::Spec;
 use sealpod_agent_protocol::{
-    Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SignalProcess,
-    StartPod, Statistics, StatisticsOf, UpdateContainer,
+    Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SharedProcesses,
+    SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer,
 };
 use sealpod_sandbox::{GuestImage, Network, Sandbox, SandboxConfig, Tpm};
 use tokio::sync::watch;
@@ -18,9 +18,11 @@ use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::error::Error;
 use crate::events::Events;
+use crate::forward;
+use crate::number::Number;
 use crate::process::{Exit, KILLED, Process};
 use crate::specification::{self, HostFolder, PodSpecification, Volume};
-use crate::streams::{self, Paths};
+use crate::streams::{self, Outputs, Paths};
 use crate::volumes;
 
 /// A host name for pods without one.
@@ -50,6 +52,7 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) process: Arc<Process>,
+    number: Number,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
 }
 
@@ -86,6 +89,7 @@ impl Pod {
                 return Err(error);
             }
         };
+        let forwarding = forward_ports(&sandbox);
         let (stop, stopped) = watch::channel(None);
         let pod = Arc::new(Self {
             id: task.id,
@@ -97,13 +101,13 @@ impl Pod {
             volumes: tokio::sync::Mutex::default(),
             events,
         });
-        tokio::spawn(pod.clone().own(sandbox, stopped, cgroup));
+        tokio::spawn(pod.clone().own(sandbox, stopped, cgroup, forwarding));
         Ok(pod)
     }
 
-    /// QEMU's process id: the pod's on this host.
-    pub(crate) fn pid(&self) -> u32 {
-        self.pid
+    /// By which number container engines know the pod (QEMU's process id), or one of its containers.
+    pub(crate) fn number(&self, id: &str) -> u32 {
+        self.container(id).map_or(self.pid, |container| container.number.get())
     }
 
     /// Keeps the VM until it ends or is to end, and tells the end of everything in it.
@@ -112,10 +116,11 @@ impl Pod {
         mut sandbox: Sandbox,
         mut stopped: watch::Receiver<Option<u32>>,
         cgroup: Cgroup,
+        forwarding: Option<JoinHandle<()>>,
     ) {
         let asked = tokio::select! {
-            reason = sandbox.exited() => {
-                tracing::error!(pod = self.id, "the VM ended: {reason}");
+            reason = sandbox.failed() => {
+                tracing::error!(pod = self.id, "the pod cannot go on: {reason}");
                 None
             }
             asked = stopped.wait_for(Option::is_some) => asked.ok().and_then(|asked| *asked),
@@ -124,8 +129,9 @@ impl Pod {
             Some(_) => sandbox.stop().await,
             None => drop(sandbox),
         }
-        for (_, follower) in std::mem::take(&mut *self.volumes.lock().await) {
-            follower.abort();
+        let followers = std::mem::take(&mut *self.volumes.lock().await);
+        for task in followers.into_values().chain(forwarding) {
+            task.abort();
         }
         cgroup.remove();
         for container in self.containers() {
@@ -145,7 +151,9 @@ impl Pod {
 
     /// Pulls the image in the guest and prepares a container there.
     pub(crate) async fn create(self: &Arc<Self>, task: Task, spec: &Spec) -> Result<Arc<Container>, Error> {
-        let wanted = specification::container(&task.id, spec, !task.paths.stdin.is_empty())?;
+        let mut wanted = specification::container(&task.id, spec, !task.paths.stdin.is_empty())?;
+        wanted.request.process_namespace =
+            wanted.shares_processes_of.map(|number| self.processes_of(number)).transpose()?;
         for volume in &wanted.volumes {
             if let Volume::Files(folder) = volume {
                 self.give_volume(folder).await?;
@@ -154,12 +162,27 @@ impl Pod {
         let image = wanted.request.image.clone();
         self.agent.call(Request::PullImage(PullImage { image })).await?;
         self.agent.call(Request::CreateContainer(Box::new(wanted.request))).await?;
-        let process = Arc::new(Process::new(task.paths));
-        let container =
-            Arc::new(Container { id: task.id, bundle: task.bundle, process, execs: Mutex::default() });
+        let container = Arc::new(Container {
+            id: task.id,
+            bundle: task.bundle,
+            process: Arc::new(Process::new(task.paths)),
+            number: Number::take()?,
+            execs: Mutex::default(),
+        });
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         containers.insert(container.id.clone(), container.clone());
         Ok(container)
+    }
+
+    /// Whose processes are meant by the number of one.
+    fn processes_of(&self, number: u32) -> Result<SharedProcesses, Error> {
+        if number == self.pid {
+            return Ok(SharedProcesses::Pod);
+        }
+        let target = self.containers().into_iter().find(|container| container.number.get() == number);
+        target
+            .map(|target| SharedProcesses::Container { container: target.id.clone() })
+            .ok_or_else(|| Error::NotFound(format!("container of the pod whose process is {number}")))
     }
 
     async fn give_volume(&self, folder: &HostFolder) -> Result<(), Error> {
@@ -176,11 +199,12 @@ impl Pod {
     pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
         let reference = ProcessRef { container: container.id.clone(), exec: None };
         let process = &container.process;
-        streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        let outputs =
+            streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
         let name = ContainerRef { container: container.id.clone() };
         self.agent.call(Request::StartContainer(name)).await?;
         process.started();
-        self.follow(reference, container.id.clone(), process.clone());
+        self.follow(reference, container.id.clone(), process.clone(), outputs);
         Ok(())
     }
 
@@ -212,21 +236,35 @@ impl Pod {
             streams::close(&process.paths);
             return Err(error.into());
         }
-        streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        let outputs =
+            streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
         process.started();
-        self.follow(reference, container.id.clone(), process.clone());
+        self.follow(reference, container.id.clone(), process.clone(), outputs);
         Ok(())
     }
 
-    /// Tells a process's end when it comes.
-    fn follow(self: &Arc<Self>, reference: ProcessRef, container: String, process: Arc<Process>) {
+    /// Tells a process's end when it has come and all its output is with containerd, which has little patience after.
+    fn follow(
+        self: &Arc<Self>,
+        reference: ProcessRef,
+        container: String,
+        process: Arc<Process>,
+        outputs: Outputs,
+    ) {
         let pod = self.clone();
         tokio::spawn(async move {
             let id = reference.exec.clone().unwrap_or_else(|| container.clone());
             match pod.agent.call(Request::WaitProcess(reference)).await {
-                Ok(Reply::Exit(status)) => pod.tell_end(&container, &id, &process, status.into()),
+                Ok(Reply::Exit(status)) => {
+                    let exit = status.into();
+                    outputs.drain().await;
+                    pod.tell_end(&container, &id, &process, exit);
+                }
                 // The end of the VM, or a container removed by force, is told by who sees it.
-                other => tracing::debug!(container, id, ?other, "a process's end was not seen"),
+                other => {
+                    tracing::debug!(container, id, ?other, "a process's end was not seen");
+                    outputs.drain().await;
+                }
             }
         });
     }
@@ -235,7 +273,7 @@ impl Pod {
         let event = TaskExit {
             container_id: container.into(),
             id: id.into(),
-            pid: self.pid,
+            pid: self.number(container),
             exit_status: exit.code,
             exited_at: exit.timestamp(),
             ..TaskExit::default()
@@ -353,6 +391,19 @@ impl Container {
     fn exec(&self, id: &str) -> Result<Arc<Exec>, Error> {
         let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
         execs.get(id).cloned().ok_or_else(|| Error::NotFound(format!("exec {id} in container {}", self.id)))
+    }
+}
+
+/// Leads connections to the pod's loopback on this machine into the guest. A pod without them is better than none.
+fn forward_ports(sandbox: &Sandbox) -> Option<JoinHandle<()>> {
+    match sandbox.loopback() {
+        Ok(loopback) => {
+            loopback.map(|loopback| tokio::spawn(forward::serve(loopback, sandbox.agent().clone())))
+        }
+        Err(error) => {
+            tracing::warn!(%error, hint = error.hint(), "no ports are forwarded");
+            None
+        }
     }
 }
 

@@ -94,14 +94,14 @@ impl Service {
                 }
                 let config = Config::load(config_path(&request.options)?.as_deref())?;
                 let pod = Pod::start(task, &spec, config, self.events.clone()).await?;
-                let pid = pod.pid();
+                let pid = pod.number(&request.id);
                 *self.pod.write().await = Some(pod);
                 pid
             }
             Kind::Container => {
                 let pod = self.pod().await?;
                 pod.create(task, &spec).await?;
-                pod.pid()
+                pod.number(&request.id)
             }
         };
         let event = TaskCreate {
@@ -125,7 +125,7 @@ impl Service {
     async fn start_task(&self, request: StartRequest) -> Result<StartResponse, Error> {
         let (id, exec) = (request.id, request.exec_id);
         let pod = self.pod().await?;
-        let pid = pod.pid();
+        let pid = pod.number(&id);
         if self.is_pod(&id) && exec.is_empty() {
             pod.sandbox.started();
         } else {
@@ -149,6 +149,7 @@ impl Service {
     async fn delete_task(&self, request: DeleteRequest) -> Result<DeleteResponse, Error> {
         let (id, exec) = (request.id, request.exec_id);
         let pod = self.pod().await?;
+        let pid = pod.number(&id);
         let exit = if self.is_pod(&id) {
             pod.stop(9);
             pod.sandbox.wait().await
@@ -163,7 +164,7 @@ impl Service {
             let event = TaskDelete {
                 container_id: id.clone(),
                 id,
-                pid: pod.pid(),
+                pid,
                 exit_status: exit.code,
                 exited_at: exit.timestamp(),
                 ..TaskDelete::default()
@@ -171,7 +172,7 @@ impl Service {
             self.events.publish("/tasks/delete", "containerd.events.TaskDelete", &event);
         }
         Ok(DeleteResponse {
-            pid: pod.pid(),
+            pid,
             exit_status: exit.code,
             exited_at: exit.timestamp(),
             ..DeleteResponse::default()
@@ -198,11 +199,12 @@ impl Service {
             false => pod.container(&request.id)?.bundle.clone(),
         };
         let exit = process.exit();
+        let pid = pod.number(&request.id);
         Ok(StateResponse {
             id: request.id,
             exec_id: request.exec_id,
             bundle: bundle.to_string_lossy().into_owned(),
-            pid: pod.pid(),
+            pid,
             status: process.status().into(),
             stdin: process.paths.stdin.clone(),
             stdout: process.paths.stdout.clone(),
@@ -356,12 +358,12 @@ impl TaskService for Service {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> Answer<PidsResponse> {
         let (pod, _) = answer("pids", self.process(&request.id, "").await)?;
-        let processes = vec![ProcessInfo { pid: pod.pid(), ..ProcessInfo::default() }];
+        let processes = vec![ProcessInfo { pid: pod.number(&request.id), ..ProcessInfo::default() }];
         Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> Answer<ConnectResponse> {
-        let task_pid = self.pod().await.map(|pod| pod.pid()).unwrap_or_default();
+        let task_pid = self.pod().await.map(|pod| pod.number(&self.pod_id)).unwrap_or_default();
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid,

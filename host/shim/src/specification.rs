@@ -134,6 +134,8 @@ pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
 pub(crate) struct ContainerSpecification {
     pub(crate) request: CreateContainer,
     pub(crate) volumes: Vec<Volume>,
+    /// By its number, whose process namespace it shares.
+    pub(crate) shares_processes_of: Option<u32>,
 }
 
 /// Reads a container's specification.
@@ -142,7 +144,7 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
     let linux = linux(spec)?;
     let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
     refuse_common(spec, linux)?;
-    refuse_namespaces(linux)?;
+    let shares_processes_of = shared_processes(linux)?;
     let group = process.user().additional_gids().iter().flatten().copied().collect::<BTreeSet<_>>();
     let capabilities = capabilities(process);
     let hidden = linux.masked_paths().iter().flatten().next().is_some();
@@ -169,11 +171,12 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
         allow_privilege_escalation: !process.no_new_privileges().unwrap_or_default(),
         unmasked_paths: !hidden && !privileged,
         privileged,
+        process_namespace: None,
         hosts: mounts.hosts()?,
         mounts: mounts.typed()?,
         resources: linux.resources().as_ref().map(resources::typed).transpose()?.unwrap_or_default(),
     };
-    Ok(ContainerSpecification { request, volumes: mounts.volumes() })
+    Ok(ContainerSpecification { request, volumes: mounts.volumes(), shares_processes_of })
 }
 
 /// Reads what an exec is to be: an OCI process in JSON.
@@ -233,20 +236,20 @@ fn refuse_common(spec: &Spec, linux: &Linux) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_namespaces(linux: &Linux) -> Result<(), Error> {
+/// Whose process namespace a container is to share. Engines name it by the number that they have for its process: the
+/// pod's (`shareProcessNamespace`), or that of an ephemeral container's target.
+fn shared_processes(linux: &Linux) -> Result<Option<u32>, Error> {
     let pid =
         linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
-    match pid {
-        Some(namespace) if namespace.path().is_none() => Ok(()),
-        Some(_) => Err(refused(
-            "a process namespace shared with another container (shareProcessNamespace, or an ephemeral container's target)",
-            "containers of a confidential pod see their own processes only",
-        )),
-        None => Err(refused(
-            "hostPID",
-            "a confidential pod runs in a VM, which shares nothing with the host's processes",
-        )),
-    }
+    let namespace = pid.ok_or_else(|| {
+        refused("hostPID", "a confidential pod runs in a VM, which shares nothing with the host's processes")
+    })?;
+    let Some(path) = namespace.path() else { return Ok(None) };
+    let number =
+        path.to_str().and_then(|path| path.strip_prefix("/proc/")?.strip_suffix("/ns/pid")?.parse().ok());
+    number.map(Some).ok_or_else(|| {
+        refused(format!("the process namespace {}", path.display()), "it is none of the pod's containers'")
+    })
 }
 
 /// The bounding set: what the container may ever have.

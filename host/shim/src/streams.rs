@@ -6,15 +6,22 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sealpod_agent_protocol::{ByteStream, CallError, Client, FailureKind, ProcessRef, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::error::Error;
 
 const BUFFER: usize = 64 * 1024;
+/// How long nothing may come from a process that has ended before its output is taken to be held by another, to which
+/// it left its streams.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The FIFOs of a process; an empty path is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +30,29 @@ pub(crate) struct Paths {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) terminal: bool,
+}
+
+/// The copies of a process's output that are under way.
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    copies: JoinSet<()>,
+    /// Bytes that were passed on so far.
+    passed: Arc<AtomicU64>,
+}
+
+impl Outputs {
+    /// Waits until the output of a process that has ended was passed on. What another process holds open is copied on.
+    pub(crate) async fn drain(mut self) {
+        let mut before = self.passed.load(Ordering::Relaxed);
+        while timeout(SILENCE, async { while self.copies.join_next().await.is_some() {} }).await.is_err() {
+            let now = self.passed.load(Ordering::Relaxed);
+            if now == before {
+                self.copies.detach_all();
+                break;
+            }
+            before = now;
+        }
+    }
 }
 
 /// Opens a process's streams in the guest and copies them until they end.
@@ -34,15 +64,16 @@ pub(crate) async fn attach(
     process: &ProcessRef,
     paths: &Paths,
     input_ends: Arc<Notify>,
-) -> Result<(), Error> {
-    let mut outputs = vec![(Request::ReadStdout(process.clone()), &paths.stdout)];
+) -> Result<Outputs, Error> {
+    let mut streams = vec![(Request::ReadStdout(process.clone()), &paths.stdout)];
     if !paths.terminal {
-        outputs.push((Request::ReadStderr(process.clone()), &paths.stderr));
+        streams.push((Request::ReadStderr(process.clone()), &paths.stderr));
     }
-    for (request, path) in outputs {
+    let mut outputs = Outputs::default();
+    for (request, path) in streams {
         let fifo = open_output(path)?;
         if let Some(stream) = open(agent, request).await? {
-            tokio::spawn(copy_output(stream, fifo));
+            outputs.copies.spawn(copy_output(stream, fifo, outputs.passed.clone()));
         }
     }
     if !paths.stdin.is_empty() {
@@ -51,7 +82,7 @@ pub(crate) async fn attach(
             tokio::spawn(copy_input(fifo, stream, input_ends));
         }
     }
-    Ok(())
+    Ok(outputs)
 }
 
 /// Opens and closes the FIFOs of a process that never ran, so that nobody waits for it.
@@ -59,6 +90,9 @@ pub(crate) fn close(paths: &Paths) {
     for path in [&paths.stdout, &paths.stderr] {
         // Who does not listen does not wait either.
         let _ = open_output(path);
+    }
+    if !paths.stdin.is_empty() {
+        let _ = open_input(&paths.stdin);
     }
 }
 
@@ -95,7 +129,7 @@ fn open_input(path: &str) -> Result<pipe::Receiver, Error> {
 }
 
 /// Without a FIFO the stream is read and thrown away.
-async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>) {
+async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>, passed: Arc<AtomicU64>) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         if let Some(open) = &mut fifo
@@ -104,6 +138,7 @@ async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>) {
             tracing::warn!(%error, "output cannot be passed on any more");
             fifo = None;
         }
+        passed.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

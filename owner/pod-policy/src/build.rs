@@ -27,6 +27,12 @@ pub struct Options {
     pub attach: bool,
     /// Whether people may copy files into and out of containers.
     pub copy: bool,
+    /// Ports of the pod's loopback to which people may connect.
+    pub ports: BTreeSet<u16>,
+    /// Whether they may connect to any.
+    pub any_port: bool,
+    /// Images of debug containers that they may add.
+    pub debug: Vec<String>,
     /// Objects whose content the cluster may choose, by kind and name.
     pub any_content: BTreeSet<(ObjectKind, String)>,
 }
@@ -108,8 +114,12 @@ impl Context<'_> {
                 attach: self.options.attach,
                 copy: self.options.copy,
                 any_exec: self.options.any_exec,
+                any_port: self.options.any_port,
             },
             exec: exec.into_iter().collect(),
+            ports: self.options.ports.clone(),
+            debug: self.options.debug.iter().map(|text| image(text)).collect::<Result<_>>()?,
+            share_processes: spec.share_process_namespace,
             containers,
             volumes: volumes.into_values().collect(),
             fs_group: spec.security_context.fs_group.filter(|group| *group != 0),
@@ -131,7 +141,7 @@ impl Context<'_> {
         let security = security::of(spec, container)?;
         Ok(ContainerPolicy {
             init,
-            image: image(container)?,
+            image: image(container.image.as_deref().unwrap_or_default())?,
             command: environment.command(container),
             user: security.user,
             supplemental_groups: security.supplemental_groups,
@@ -159,11 +169,6 @@ fn refuse_what_is_the_hosts(spec: &PodSpec) -> Result<()> {
             "hostUsers",
             "users of the guest are apart from the host's already; leave it out",
         ),
-        (
-            spec.share_process_namespace,
-            "shareProcessNamespace",
-            "containers of a confidential pod see their own processes only",
-        ),
         (spec.containers.is_empty(), "containers", "there is none"),
     ] {
         if present {
@@ -173,8 +178,7 @@ fn refuse_what_is_the_hosts(spec: &PodSpec) -> Result<()> {
     Ok(())
 }
 
-fn image(container: &Container) -> Result<ImagePolicy> {
-    let text = container.image.as_deref().unwrap_or_default();
+fn image(text: &str) -> Result<ImagePolicy> {
     let reference = Reference::parse(text).map_err(|error| problem("image", error.to_string()))?;
     let digest = reference.digest().map(|digest| digest.to_string());
     // Engines name it in full; others as it was written.

@@ -14,13 +14,14 @@ use crate::policy::{ContainerPolicy, Exec, FilesVolume, ImagePolicy, MountPolicy
 use crate::rego;
 
 /// Requests that a policy must allow for them to be allowed, and what they are for people.
-const PERMISSIONS: [(&str, &str); 6] = [
+const PERMISSIONS: [(&str, &str); 7] = [
     ("CreateContainer", "making a container"),
     ("ExecProcess", "executing a command in a container"),
     ("ReadStdout", "reading a container's output"),
     ("ReadStderr", "reading a container's errors"),
     ("WriteStdin", "typing into a container"),
     ("WriteVolume", "giving a volume its files"),
+    ("ForwardPort", "connecting to a port of the pod's loopback"),
 ];
 
 /// One thing that is so.
@@ -156,6 +157,9 @@ impl Statements {
             pod,
             allow,
             exec,
+            ports,
+            debug,
+            share_processes,
             containers,
             volumes,
             fs_group,
@@ -168,7 +172,21 @@ impl Statements {
         self.add("logs", allowed(allow.logs));
         self.add("attach", allowed(allow.attach));
         self.add("cp", allowed(allow.copy));
-        self.add("port-forward", "asks the guest nothing: it is a connection to the pod like any other");
+        let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        match (allow.any_port, list.as_str()) {
+            (true, _) => self.add("port-forward", "any port"),
+            (false, "") => self.add("port-forward", "denied"),
+            (false, list) => self.add("port-forward", format!("allowed to {list}")),
+        }
+        if debug.is_empty() {
+            self.add("debug containers", "denied");
+        }
+        for image in debug {
+            self.add("debug containers", format!("allowed, with any command: {}", image.reference));
+        }
+        if *share_processes {
+            self.add("processes", "every container sees and may signal those of all containers");
+        }
         match (allow.any_exec, exec.is_empty()) {
             (true, _) => self.add("exec", "any command"),
             (false, true) => self.add("exec", "denied"),

@@ -15,6 +15,12 @@ pub struct PodPolicy {
     pub allow: Allowances,
     /// Commands that may be executed in its containers.
     pub exec: Vec<Exec>,
+    /// Ports of the pod's loopback to which the host may connect.
+    pub ports: BTreeSet<u16>,
+    /// Images of debug containers that people may add, to run in them what they like.
+    pub debug: Vec<ImagePolicy>,
+    /// Whether all containers share one process namespace.
+    pub share_processes: bool,
     /// By name.
     pub containers: BTreeMap<String, ContainerPolicy>,
     /// Volumes whose files the host gives.
@@ -41,6 +47,8 @@ pub struct Allowances {
     pub copy: bool,
     /// Whether any command may be executed in containers.
     pub any_exec: bool,
+    /// Whether the host may connect to any port of the pod's loopback.
+    pub any_port: bool,
 }
 
 /// A command that may be executed, word by word.

@@ -21,6 +21,8 @@ const RULES: &str = concat!(
     "\n",
     include_str!("rules/exec.rego"),
     "\n",
+    include_str!("rules/people.rego"),
+    "\n",
     include_str!("rules/files.rego"),
 );
 

@@ -30,7 +30,6 @@ fn what_the_guest_cannot_have_is_refused() {
         ("{hostPID: true, containers: [{name: a, image: i}]}".into(), "hostPID"),
         ("{hostIPC: true, containers: [{name: a, image: i}]}".into(), "hostIPC"),
         ("{hostUsers: false, containers: [{name: a, image: i}]}".into(), "hostUsers"),
-        ("{shareProcessNamespace: true, containers: [{name: a, image: i}]}".into(), "shareProcessNamespace"),
         ("{containers: []}".into(), "containers: there is none"),
         ("{containers: [{name: a, image: i}, {name: a, image: i}]}".into(), "two containers"),
         ("{hostAliases: [{ip: x}], containers: [{name: a, image: i}]}".into(), "hostAliases"),

@@ -67,6 +67,8 @@ options = {{ ConfigPath = "{place}/shim.toml" }}
 {head}
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
+  # runc lowers the sandbox's score, which root without CAP_SYS_RESOURCE may not.
+  restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = "{place}/cni"
@@ -93,6 +95,8 @@ runtime_type = "io.containerd.runc.v2"
   config_path = "{place}/registries"
 [plugins."io.containerd.cri.v1.images".runtime_platforms.{RUNTIME}]
   snapshotter = "sealpod"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["/usr/lib/cni"]
   conf_dir = "{place}/cni"

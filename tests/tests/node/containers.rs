@@ -229,3 +229,21 @@ pub(crate) async fn much_output_arrives_whole(world: &World) {
     assert_eq!(lines.len(), 400_000);
     assert!(lines.iter().enumerate().all(|(number, line)| line.text == (number + 1).to_string()));
 }
+
+pub(crate) async fn a_paused_container_stands_still(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = "while :; do echo tick; sleep 0.1; done";
+    let id = node.spawn(&pod, node.container_config("paused", &world.image(), script)).await;
+    let log = node.status(&id).await.log_path;
+    let ticks = || sealpod_tests::node::log_lines(log.as_ref()).len();
+    node.until("it ticks", async || (ticks() > 0).then_some(())).await;
+    node.task("pause", &id);
+    // What was on its way arrives.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let before = ticks();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(ticks(), before);
+    node.task("resume", &id);
+    node.until("it ticks again", async || (ticks() > before).then_some(())).await;
+}

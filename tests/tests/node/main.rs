@@ -4,6 +4,7 @@
 mod containers;
 mod failures;
 mod pods;
+mod streams;
 mod versions;
 mod volumes;
 mod world;
@@ -45,6 +46,9 @@ fn main() -> ExitCode {
         a_pod_is_reached_by_its_address_and_reaches_others,
         what_a_confidential_pod_cannot_have_is_refused_with_the_reason,
         what_the_policy_does_not_allow_is_refused_by_name,
+        a_runc_pod_runs_beside,
+        containers_of_a_pod_share_processes_where_it_says_so,
+        a_debug_container_sees_its_targets_processes,
     ));
     trials.extend(trials!(world, containers:
         exit_codes_times_and_logs_are_true,
@@ -54,6 +58,14 @@ fn main() -> ExitCode {
         a_security_context_holds,
         limits_hold_and_are_counted,
         much_output_arrives_whole,
+        a_paused_container_stands_still,
+    ));
+    trials.extend(trials!(world, streams:
+        an_exec_on_a_terminal_heeds_its_size_and_what_is_typed,
+        files_are_copied_both_ways_as_kubectl_cp_does,
+        one_attaches_to_a_container_and_its_input_ends_with_that,
+        a_containers_own_terminal_is_attached_to,
+        a_port_of_the_loopback_is_forwarded_if_the_policy_allows_it,
     ));
     trials.extend(trials!(world, volumes:
         files_of_the_host_arrive_and_are_updated,

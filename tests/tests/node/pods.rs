@@ -146,3 +146,79 @@ pub(crate) async fn what_the_policy_does_not_allow_is_refused_by_name(world: &Wo
     assert!(refused.message().contains("sealpod kbs why"), "{}", refused.message());
     node.remove(&pod).await;
 }
+
+pub(crate) async fn a_runc_pod_runs_beside(world: &World) {
+    let node = world.node().await;
+    let shared = world.pod(&node).await;
+    let owner = world.owner();
+    let plain = ImageOptions { encrypted: false, signed: false, ..ImageOptions::default() };
+    let image = owner.publish("plain/tools", &owner.root("plain"), &plain);
+    node.pull(&image).await;
+    let pod = node.try_run_pod(node.pod_config("beside", None), "").await;
+    let pod = pod.unwrap_or_else(|status| panic!("{}", status.message()));
+    let kernel = "cat /proc/sys/kernel/osrelease";
+    let (status, lines) = node.run(&pod, node.container_config("main", &image, kernel)).await;
+    assert_eq!(status.exit_code, 0, "{lines:?}");
+    let hosts = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(lines[0].text, hosts.trim_end());
+    let (_, lines) = node.run(&shared, node.container_config("kernel", &world.image(), kernel)).await;
+    assert_ne!(lines[0].text, hosts.trim_end());
+    node.remove(&pod).await;
+}
+
+pub(crate) async fn containers_of_a_pod_share_processes_where_it_says_so(world: &World) {
+    let node = world.node().await;
+    let image = world.image();
+    node.pull(&image).await;
+    let mut config = node.pod_config("processes", Some(&world.init_data()));
+    let shares = cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
+    let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.namespace_options = Some(shares.clone());
+    let pod = node.try_run_pod(config, RUNTIME).await.unwrap();
+    let container = |name: &str, script: &str, options: cri::NamespaceOption| {
+        let mut config = node.container_config(name, &image, script);
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        security.namespace_options = Some(options);
+        config
+    };
+    let first = node.spawn(&pod, container("first", "sleep 1111 & sleep 2222", shares.clone())).await;
+    let script =
+        "until ps -o args | grep -q '^sleep 1111'; do sleep 0.1; done; ps -o pid,args | grep '^ *1 ';
+        kill $(ps -o pid,args | grep 'sleep 2222$' | grep -v -e '-c' | sed 's/^ *//; s/ .*//'); echo done";
+    let (status, lines) = node.run(&pod, container("second", script, shares.clone())).await;
+    assert_eq!(status.exit_code, 0, "{lines:?}");
+    assert!(!lines[0].text.contains("second"), "its first process is the pod's: {lines:?}");
+    // What it leaves ends with its own process, though that is not the first of the namespace.
+    assert_eq!(node.ended(&first).await.exit_code, 143);
+    let script = "while ps -o args | grep -q '^sleep 1111'; do sleep 0.1; done";
+    assert_eq!(node.run(&pod, container("third", script, shares)).await.0.exit_code, 0);
+    node.remove(&pod).await;
+}
+
+pub(crate) async fn a_debug_container_sees_its_targets_processes(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let target = node.spawn(&pod, node.container_config("target", &world.image(), "exec sleep 3333")).await;
+    let other = node.spawn(&pod, node.container_config("other", &world.image(), "exec sleep 4444")).await;
+    let debugs = |name: &str, target: &str| {
+        let script = "ps -o args | grep '[s]leep'; readlink /proc/1/exe";
+        let mut config = node.container_config(name, &world.image(), script);
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        security.namespace_options = Some(cri::NamespaceOption {
+            pid: cri::NamespaceMode::Target.into(),
+            target_id: target.into(),
+            ..Default::default()
+        });
+        security.capabilities =
+            Some(cri::Capability { add_capabilities: vec!["SYS_PTRACE".into()], ..Default::default() });
+        config
+    };
+    for (name, id, seen) in [("debugger-1", &target, "sleep 3333"), ("debugger-2", &other, "sleep 4444")] {
+        let (_, lines) = node.run(&pod, debugs(name, id)).await;
+        let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(text, [seen, "/bin/busybox"]);
+    }
+    let stop = cri::StopContainerRequest { container_id: target.clone(), timeout: 0 };
+    node.runtime().stop_container(stop).await.unwrap();
+    assert!(node.try_create(&pod, debugs("debugger-3", &target)).await.is_err());
+}

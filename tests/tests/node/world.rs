@@ -24,6 +24,10 @@ WriteStdin := true
 
 WriteVolume := true
 
+default ForwardPort := false
+
+ForwardPort if input.port != 9999
+
 default ExecProcess := false
 
 ExecProcess if not contains(input.command[2], "forbidden")

@@ -19,6 +19,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
+use super::namespace;
 use super::rootfs::{Folders, RUNTIME, create_folder};
 use super::spec::{self, Filter, ImageProcess, Privileges, UserJson, VolumeMount};
 use super::user::{self, User};
@@ -35,6 +36,8 @@ pub(super) enum Operation {
     Create(Box<Create>),
     /// Lets a container's process go on.
     Start { id: String },
+    /// Makes a process namespace with nothing but a first process.
+    MakeProcessNamespace,
     /// Runs one more process in a container.
     Exec { request: Box<ExecProcess>, console: Option<PathBuf> },
 }
@@ -47,6 +50,8 @@ pub(super) struct Create {
     /// The image's unpacked layers, lowest first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) volumes: Vec<VolumeMount>,
+    /// That of others which it shares.
+    pub(super) process_namespace: Option<PathBuf>,
     pub(super) hostname: String,
 }
 
@@ -114,6 +119,11 @@ fn carry_out(operation: Operation) -> Result<Option<i32>, Error> {
             Container::load(Path::new(RUNTIME).join(id))?.start()?;
             Ok(None)
         }
+        Operation::MakeProcessNamespace => {
+            let first = namespace::make().map_err(io_while("make a process namespace"))?;
+            // A process's id is positive and an `i32`.
+            Ok(i32::try_from(first.id()).ok())
+        }
         Operation::Exec { request, console } => exec(&request, console).map(Some),
     }
 }
@@ -126,7 +136,8 @@ fn create(create: &Create) -> Result<i32, Error> {
     let user = User::look_up(&folders.root, &process.user)?;
     create_folder(&folders.root, Path::new(&process.working_directory))
         .map_err(io_while("create the working directory"))?;
-    let specification = spec::container(request, &process, &user, &create.volumes, &folders)?;
+    let namespace = create.process_namespace.as_deref();
+    let specification = spec::container(request, &process, &user, &create.volumes, namespace, &folders)?;
     fs::write(folders.bundle.join("config.json"), serde_json::to_vec(&specification)?)
         .map_err(io_while("write the runtime's specification"))?;
     fs::create_dir_all(RUNTIME).map_err(io_while("create the runtime's folder"))?;

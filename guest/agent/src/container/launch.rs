@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::helper::{Operation, Report, SUBCOMMAND};
+use super::namespace;
 use super::process::{Process, Streams};
 use super::rootfs::Folders;
 use crate::failure::{failure, internal};
@@ -104,6 +105,16 @@ pub(super) async fn process(
         .map_err(|error| internal("follow the process", &error))?;
     helper.let_go().await;
     Ok(process)
+}
+
+/// Carries out an operation that makes the first process of a namespace; gives the namespace.
+pub(super) async fn namespace(reaper: &Reaper, operation: &Operation) -> Result<OwnedFd, Failure> {
+    let theirs = [Stdio::null(), Stdio::null(), Stdio::null()];
+    let (helper, pid) = Helper::run(reaper, operation, theirs).await?;
+    let pid = pid.ok_or_else(|| failure(FailureKind::Internal, "the namespace has no process"))?;
+    let namespace = namespace::of(pid).map_err(|error| internal("open the process namespace", &error))?;
+    helper.let_go().await;
+    Ok(namespace)
 }
 
 /// Carries out an operation that makes no process.

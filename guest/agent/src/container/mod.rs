@@ -3,6 +3,7 @@
 mod control_group;
 pub(crate) mod helper;
 mod launch;
+pub(crate) mod namespace;
 mod process;
 pub(crate) mod reduce;
 mod rootfs;
@@ -18,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use namespace::PodNamespace;
 pub(crate) use process::{Process, Stream};
 use rootfs::Folders;
 pub(crate) use rootfs::POD_CGROUP;
@@ -61,6 +63,7 @@ pub(crate) struct Containers {
     reaper: Reaper,
     files: PodFiles,
     pub(crate) volumes: Volumes,
+    pod_namespace: PodNamespace,
     /// `None` while one is being created.
     all: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
 }
@@ -68,6 +71,7 @@ pub(crate) struct Containers {
 /// One container.
 pub(crate) struct Container {
     id: String,
+    name: Option<String>,
     image: String,
     folders: Folders,
     process: Arc<Process>,
@@ -77,7 +81,13 @@ pub(crate) struct Container {
 
 impl Containers {
     pub(crate) fn new(reaper: Reaper, files: PodFiles) -> Self {
-        Self { reaper, files, volumes: Volumes::new(), all: Mutex::default() }
+        Self {
+            reaper,
+            files,
+            volumes: Volumes::new(),
+            pod_namespace: PodNamespace::default(),
+            all: Mutex::default(),
+        }
     }
 
     /// The pod's host name.
@@ -129,21 +139,30 @@ impl Containers {
     ) -> Result<Container, Failure> {
         let volumes = self.find_volumes(&request.mounts)?;
         self.write_etc(&request, folders)?;
-        let (id, reference) = (request.id.clone(), request.image.clone());
+        let (id, name, reference) = (request.id.clone(), request.name.clone(), request.image.clone());
+        let namespace = match &request.process_namespace {
+            Some(processes) => Some(self.shared(processes).await?),
+            None => None,
+        };
         let io = launch::Io::new(request.terminal.then(|| folders.console.clone()), request.stdin)?;
         let operation = helper::Operation::Create(Box::new(helper::Create {
             request,
             image: image.process,
             layers: image.layers,
             volumes,
+            process_namespace: namespace.as_ref().map(namespace::path),
             hostname: self.files.hostname.clone(),
         }));
-        let process = launch::process(&self.reaper, &operation, io, folders).await?;
+        let process = Arc::new(launch::process(&self.reaper, &operation, io, folders).await?);
+        if namespace.is_some() {
+            tokio::spawn(end_with(process.clone(), folders.clone()));
+        }
         Ok(Container {
             id,
+            name,
             image: reference,
             folders: folders.clone(),
-            process: Arc::new(process),
+            process,
             phase: Mutex::new(Phase::Created),
             execs: Mutex::default(),
         })
@@ -191,9 +210,9 @@ impl Containers {
         let container = self.get(&request.container)?;
         let id = request.exec.clone();
         container.reserve_exec(&id)?;
-        let console = container.folders.bundle.join(format!("exec-{id}.sock"));
         let launched = async {
-            let io = launch::Io::new(request.terminal.then_some(console), request.stdin)?;
+            let console = request.terminal.then(|| container.folders.exec_console());
+            let io = launch::Io::new(console, request.stdin)?;
             let console = io.console();
             let operation = helper::Operation::Exec { request: Box::new(request), console };
             launch::process(&self.reaper, &operation, io, &container.folders).await
@@ -375,6 +394,16 @@ impl Container {
             exec.wait().await?;
         }
         Ok(())
+    }
+}
+
+/// Ends a container's other processes with its own, as the kernel does where that is the first of its namespace.
+async fn end_with(process: Arc<Process>, folders: Folders) {
+    // The end of everything ends them too.
+    if process.wait().await.is_ok()
+        && let Err(error) = kill_all(&folders)
+    {
+        tracing::warn!(%error, "a container's processes outlive it");
     }
 }
 

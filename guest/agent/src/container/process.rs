@@ -34,6 +34,7 @@ pub(super) struct Streams {
 
 /// A process that was created.
 pub(crate) struct Process {
+    pid: Pid,
     handle: OwnedFd,
     streams: Mutex<Streams>,
     exit: watch::Receiver<Option<ExitStatus>>,
@@ -57,7 +58,12 @@ impl Process {
             let out_of_memory = code == KILLED && killed_for_memory();
             sender.send_replace(Some(ExitStatus { code, exited_at_ms: now_ms(), out_of_memory }));
         });
-        Ok(Self { handle, streams: Mutex::new(streams), exit })
+        Ok(Self { pid, handle, streams: Mutex::new(streams), exit })
+    }
+
+    /// Its number, which is another's some time after its end.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// How it ended, if it has.
@@ -218,16 +224,19 @@ mod tests {
     struct Shell(Process);
 
     impl Handler for Shell {
+        type Opened = Stream;
+
         async fn call(&self, _: Request) -> Result<Reply, Failure> {
             self.0.wait().await.map(Reply::Exit)
         }
 
-        async fn open(&self, request: &Request) -> Result<(), Failure> {
-            self.0.has(stream(request))
+        async fn open(&self, request: Request) -> Result<Stream, Failure> {
+            let stream = stream(&request);
+            self.0.has(stream).map(|()| stream)
         }
 
-        async fn stream(&self, request: Request, host: ByteStream) {
-            self.0.carry(stream(&request), host).await;
+        async fn stream(&self, stream: Stream, host: ByteStream) {
+            self.0.carry(stream, host).await;
         }
     }
 

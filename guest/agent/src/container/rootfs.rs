@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, XattrFlags, getxattr, listxattr, mkdirat, openat2, setxattr};
 use rustix::io::Errno;
@@ -46,6 +47,12 @@ impl Folders {
             cgroup: Path::new(CGROUPS).join(CGROUP.trim_start_matches('/')).join(id),
             bundle,
         }
+    }
+
+    /// A path for an exec's console socket: its own for each, and short, as sockets' names must be.
+    pub(super) fn exec_console(&self) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.bundle.join(format!("{}.sock", NEXT.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Mounts the root file system of a container from the unpacked layers, lowest first.
@@ -149,6 +156,16 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_sockets_path_is_not_too_long_for_the_ids_that_engines_make() {
+        let folders = Folders::of(&"a".repeat(64));
+        let (one, other) = (folders.exec_console(), folders.exec_console());
+        assert_ne!(one, other);
+        for path in [one, other, folders.console] {
+            assert!(path.as_os_str().len() < 108, "{path:?}");
+        }
+    }
 
     #[test]
     fn the_uppermost_layer_comes_first() {

@@ -314,12 +314,17 @@ pub(super) fn container(
     process: &Process,
     user: &User,
     volumes: &[VolumeMount],
+    process_namespace: Option<&Path>,
     folders: &Folders,
 ) -> Result<Value, Error> {
     let privileges = Privileges::of_request(request)?;
     let user = UserJson::new(user, &request.supplemental_groups);
     let hide = !request.privileged && !request.unmasked_paths;
     let paths = |paths: &'static [&'static str]| if hide { paths } else { &[] };
+    let pid_namespace = match process_namespace {
+        Some(path) => json!({"type": "pid", "path": path}),
+        None => json!({"type": "pid"}),
+    };
     let mut json = json!({
         "ociVersion": "1.0.2",
         "root": {"path": folders.root, "readonly": request.read_only_root},
@@ -327,7 +332,7 @@ pub(super) fn container(
         "process": process.to_json(&user, &privileges),
         "linux": {
             // The network, IPC and host name are the pod's.
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}],
+            "namespaces": [pid_namespace, {"type": "mount"}, {"type": "cgroup"}],
             "cgroupsPath": format!("{CGROUP}/{}", request.id),
             "resources": resources(&request.resources),
             "maskedPaths": paths(MASKED_PATHS),
@@ -469,7 +474,7 @@ mod tests {
         let process = Process::main(&image(), &request, "pod").unwrap();
         let volumes =
             [VolumeMount { destination: "/data".into(), source: "/volume".into(), read_only: true }];
-        let json = container(&request, &process, &user(), &volumes, &Folders::of(&request.id));
+        let json = container(&request, &process, &user(), &volumes, None, &Folders::of(&request.id));
         serde_json::from_value(json.unwrap()).unwrap()
     }
 
@@ -600,7 +605,7 @@ mod tests {
     fn privileged_means_all_within_the_guest() {
         let request = CreateContainer { privileged: true, ..request() };
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let json = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
+        let json = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
         let spec: Spec = serde_json::from_value(json.clone()).unwrap();
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_none());
@@ -614,7 +619,7 @@ mod tests {
     fn execs_of_a_container_never_gain_privileges() {
         let request = CreateContainer { allow_privilege_escalation: true, ..request() };
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let json = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
+        let json = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
         assert_eq!(Privileges::of_exec(&json).filter, Filter::AtTheEnd);
     }
 
@@ -656,7 +661,7 @@ mod tests {
     fn an_exec_inherits_from_its_container() {
         let request = request();
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let specification = container(&request, &main, &user(), &[], &Folders::of("c1")).unwrap();
+        let specification = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
         let mut exec = ExecProcess { command: vec!["id".into()], ..ExecProcess::default() };
         exec.environment.insert("A".into(), "9".into());
         let process = Process::exec(&specification, &exec).unwrap();

@@ -17,6 +17,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use sealpod_agent_protocol::Interface;
 
 use super::interfaces::Found;
+use super::loopback::{Heard, Loopback};
 use super::netlink::Netlink;
 use crate::error::Error;
 use crate::process::Step;
@@ -67,6 +68,15 @@ impl Namespace {
         cards
             .map(|(interface, tap)| Card { mac: &interface.mac, mtu: interface.mtu, tap: tap.as_raw_fd() })
             .collect()
+    }
+
+    /// Hears the connections to its loopback. Must be called in a tokio runtime's context.
+    pub(crate) fn loopback(&self) -> Result<Loopback, NamespaceError> {
+        let namespace = self.descriptor.try_clone().map_err(NamespaceError::Enter)?;
+        let heard = inside(&self.descriptor, move || {
+            Heard::in_namespace(namespace.as_fd()).map_err(NamespaceError::Loopback)
+        });
+        Loopback::new(heard?).map_err(NamespaceError::Loopback)
     }
 
     /// What a child does before it becomes QEMU: it enters the namespace and keeps the taps.

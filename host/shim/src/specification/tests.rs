@@ -234,6 +234,22 @@ fn what_a_container_cannot_have_is_refused_by_name() {
 }
 
 #[test]
+fn a_container_shares_the_processes_of_who_has_the_number() {
+    let with = |namespace: Value| {
+        container("9e1b", &changed(main_container(), "/linux/namespaces", json!([namespace])), false)
+    };
+    assert_eq!(with(json!({"type": "pid"})).unwrap().shares_processes_of, None);
+    let shared = with(json!({"type": "pid", "path": "/proc/4711/ns/pid"}));
+    assert_eq!(shared.unwrap().shares_processes_of, Some(4711));
+    for path in
+        ["/proc/self/ns/pid", "/run/ns/pid", "/proc/1/ns/net", "/proc/-1/ns/pid", "/proc/1/../1/ns/pid"]
+    {
+        let refusal = with(json!({"type": "pid", "path": path})).unwrap_err().to_string();
+        assert!(refusal.contains(path) && refusal.contains(" is refused: "), "{refusal}");
+    }
+}
+
+#[test]
 fn what_is_missing_is_said() {
     for (pointer, word) in [("/process", "process"), ("/linux", "linux"), ("/annotations", "image's name")] {
         let error = container("9e1b", &changed(main_container(), pointer, Value::Null), false);

@@ -161,6 +161,22 @@ capabilities_fit if input.capabilities in container.capabilities
 
 CreateContainer_denials contains {"field": "capabilities", "expected": container.capabilities, "actual": input.capabilities} if not capabilities_fit
 
+processes_fit if {
+	pod.share_processes
+	input.process_namespace == {"kind": "pod"}
+}
+
+processes_fit if {
+	not pod.share_processes
+	input.process_namespace == null
+}
+
+CreateContainer_denials contains {"field": "process_namespace", "expected": expected, "actual": input.process_namespace} if {
+	container
+	not processes_fit
+	expected := {true: "the pod's", false: "its own"}[pod.share_processes]
+}
+
 CreateContainer_denials contains {"field": field, "expected": value, "actual": input[field]} if {
 	some field, value in container.fixed
 	input[field] != value

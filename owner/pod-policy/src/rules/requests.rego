@@ -21,10 +21,17 @@ CreateContainer if {
 	groups_fit
 	working_directory_fits
 	capabilities_fit
+	processes_fit
 	every field, value in container.fixed { input[field] == value }
 	mounts_fit
 	hosts_mislead_nobody
 	hosts_are_complete
+}
+
+CreateContainer if {
+	fields_are_known
+	is_debug_container
+	hosts_mislead_nobody
 }
 
 ExecProcess if {
@@ -45,7 +52,7 @@ known_fields := {
 	"id", "name", "image", "command", "arguments", "environment", "user", "supplemental_groups", "working_directory",
 	"terminal", "stdin", "read_only_root", "capabilities", "allow_privilege_escalation", "unmasked_paths", "privileged",
 	"mounts", "hosts", "resources", "effective_command", "image_digest", "image_entrypoint", "image_environment",
-	"image_user", "image_working_directory", "container", "exec", "volume", "group", "files",
+	"image_user", "image_working_directory", "process_namespace", "target", "container", "exec", "volume", "group", "files",
 }
 
 fields_are_known if every field, value in input { is_known(field, value) }

@@ -1,10 +1,10 @@
 //! What small manifests come to.
 
 use sealpod_agent_policy::ImageFacts;
-use sealpod_agent_protocol::CreateContainer;
+use sealpod_agent_protocol::{CreateContainer, SharedProcesses};
 use sealpod_pod_policy::{Manifest, Options, build, render};
 
-use crate::world::{SHOP, examine, fields, pod, policy_of, variables};
+use crate::world::{DIGEST, SHOP, examine, fields, files, mount, pod, policy_of, variables, words};
 
 #[test]
 fn any_text_can_be_a_value() {
@@ -135,4 +135,78 @@ fn a_change_of_the_rules_is_noticed() {
     assert_eq!(sealpod_pod_policy::read_back(&text), Some(policy));
     assert_eq!(sealpod_pod_policy::read_back(&format!("{text}ReadStdout := true\n")), None);
     assert_eq!(sealpod_pod_policy::read_back(&text.replace("if pod.allow.logs", ":= true")), None);
+}
+
+#[test]
+fn containers_share_processes_where_the_pod_says_so() {
+    let shared = Some(SharedProcesses::Pod);
+    let targets = Some(SharedProcesses::Container { container: "4f2a".into() });
+    for (share, asked, allowed) in [
+        (true, &shared, true),
+        (true, &None, false),
+        (true, &targets, false),
+        (false, &shared, false),
+        (false, &None, true),
+        (false, &targets, false),
+    ] {
+        let spec = format!("{{shareProcessNamespace: {share}, containers: [{{name: a, image: i}}]}}");
+        let request = CreateContainer {
+            name: Some("a".into()),
+            image: "i".into(),
+            allow_privilege_escalation: true,
+            process_namespace: asked.clone(),
+            ..CreateContainer::default()
+        };
+        let examined =
+            examine(&policy_of(&pod(&spec), &Options::default()), &request, &ImageFacts::default());
+        match allowed {
+            true => assert_eq!(examined, Ok(()), "{share} {asked:?}"),
+            false => assert_eq!(fields(examined), ["process_namespace"], "{share} {asked:?}"),
+        }
+    }
+}
+
+#[test]
+fn debug_containers_are_of_the_images_that_were_named() {
+    let spec = "{containers: [{name: a, image: i}]}";
+    let options = Options {
+        debug: vec![format!("registry.example/debug@{DIGEST}"), "registry.example/tools:1".into()],
+        ..Options::default()
+    };
+    let policy = policy_of(&pod(spec), &options);
+    let request = |image: &str| CreateContainer {
+        name: Some("debugger-x7k2p".into()),
+        image: image.into(),
+        command: Some(words(&["sh"])),
+        allow_privilege_escalation: true,
+        terminal: true,
+        stdin: true,
+        process_namespace: Some(SharedProcesses::Container { container: "4f2a".into() }),
+        ..CreateContainer::default()
+    };
+    let facts = ImageFacts { digest: DIGEST.into(), target: Some("a".into()), ..ImageFacts::default() };
+    assert_eq!(examine(&policy, &request("registry.example/mirror/debug"), &facts), Ok(()));
+    let other = ImageFacts { digest: "sha256:0".into(), ..facts.clone() };
+    assert_eq!(examine(&policy, &request("registry.example/tools:1"), &other), Ok(()));
+    assert!(examine(&policy, &request("registry.example/tools:2"), &other).is_err());
+    assert!(
+        examine(&policy_of(&pod(spec), &Options::default()), &request("registry.example/tools:1"), &other)
+            .is_err()
+    );
+    let changes: [fn(&mut CreateContainer); 5] = [
+        // The name of a container that the manifest has, which is what the policy says of it.
+        |r| r.name = Some("a".into()),
+        |r| r.privileged = true,
+        |r| r.unmasked_paths = true,
+        |r| r.capabilities = Some(["CAP_SYS_ADMIN".to_owned()].into()),
+        |r| r.mounts = vec![mount("/secret", true, files("database", None))],
+    ];
+    for change in changes {
+        let mut request = request("registry.example/tools:1");
+        change(&mut request);
+        assert!(examine(&policy, &request, &other).is_err(), "{request:?}");
+    }
+    let mut traces = request("registry.example/tools:1");
+    traces.capabilities = Some(["CAP_SYS_PTRACE".to_owned()].into());
+    assert_eq!(examine(&policy, &traces, &other), Ok(()));
 }

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sealpod_agent_protocol::{
-    ExecProcess, HostEntry, ProcessRef, Request, StartPod, VolumeFile, WriteVolume,
+    ExecProcess, ForwardPort, HostEntry, ProcessRef, Request, StartPod, VolumeFile, WriteVolume,
 };
 use sealpod_pod_policy::Options;
 
@@ -153,4 +153,17 @@ fn people_get_what_the_author_allowed() {
         assert!(policy.examine(&exec(command, |_| ()), None).is_err(), "{command:?}");
     }
     assert!(policy.examine(&exec(&["test", "-d", "/"], |e| e.user = Some("0".into())), None).is_err());
+}
+
+#[test]
+fn ports_are_those_that_were_named() {
+    let asks = |options: &Options, port| {
+        policy_of(SHOP, options).examine(&Request::ForwardPort(ForwardPort { port }), None)
+    };
+    let one = Options { ports: [8080].into(), ..Options::default() };
+    assert_eq!(asks(&one, 8080), Ok(()));
+    assert_eq!(fields(asks(&one, 8081)), ["port"]);
+    assert_eq!(fields(asks(&Options::default(), 8080)), ["port"]);
+    let any = Options { any_port: true, ..Options::default() };
+    assert_eq!(asks(&any, 8081), Ok(()));
 }

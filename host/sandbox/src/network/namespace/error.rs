@@ -31,6 +31,9 @@ pub enum NamespaceError {
         /// What the system says.
         source: io::Error,
     },
+    /// Nobody can hear the connections to its loopback.
+    #[error("has a loopback whose connections cannot be led into the VM: {0}")]
+    Loopback(#[source] io::Error),
     /// An interface's frames cannot be led to a tap.
     #[error("has an interface whose frames cannot be redirected, {interface}: {source}")]
     Redirect {
@@ -50,6 +53,7 @@ impl NamespaceError {
             | Self::Enter(source)
             | Self::Read(source)
             | Self::Tun(source)
+            | Self::Loopback(source)
             | Self::Tap { source, .. }
             | Self::Redirect { source, .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -70,6 +74,7 @@ impl NamespaceError {
             Self::Tun(_) => {
                 "load the kernel's module with `modprobe tun`; in a container, give it the device /dev/net/tun"
             }
+            Self::Loopback(_) => "the kernel needs CONFIG_BPF_SYSCALL and Linux 5.9 or newer",
             Self::Tap { .. } => "another VM may live in the namespace; each needs one of its own",
             Self::Redirect { .. } => {
                 "the kernel needs sch_ingress, cls_u32 and act_mirred: `modprobe -a sch_ingress cls_u32 act_mirred`"

@@ -252,3 +252,36 @@ fn what_is_no_pods_network_is_refused() {
 fn this_machine_can_join_vms_to_namespaces() {
     probe().unwrap();
 }
+
+#[tokio::test]
+async fn every_port_of_the_loopback_is_heard_as_long_as_somebody_listens() {
+    use tokio::io::AsyncWriteExt;
+
+    let cable = Cable::bridged("loop");
+    cable.within("link set lo up");
+    let namespace = Namespace::join(&cable.path()).unwrap();
+    let loopback = namespace.loopback().unwrap();
+    let connect =
+        |address: &'static str| {
+            let path = cable.path();
+            std::thread::spawn(move || {
+                let connected = inside(&open(&path)?, move || {
+                    Ok(std::net::TcpStream::connect(address).map_err(|e| e.kind()))
+                });
+                connected.map(|connected| connected.map(std::io::read_to_string))
+            })
+        };
+    for (address, port) in [("127.0.0.1:80", 80), ("127.8.9.10:65535", 65535)] {
+        let client = connect(address);
+        let (mut connection, heard) = loopback.accept().await.unwrap();
+        assert_eq!(heard, port);
+        connection.write_all(b"hello").await.unwrap();
+        drop(connection);
+        assert_eq!(client.join().unwrap().unwrap().unwrap().unwrap(), "hello");
+    }
+    // Other addresses are not the loopback's.
+    let refused = |address| connect(address).join().unwrap().unwrap().unwrap_err();
+    assert_eq!(refused("10.250.7.2:80"), io::ErrorKind::ConnectionRefused);
+    drop(loopback);
+    assert_eq!(refused("127.0.0.1:80"), io::ErrorKind::ConnectionRefused);
+}

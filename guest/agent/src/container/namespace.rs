@@ -1,0 +1,92 @@
+//! Process namespaces that containers share: the pod's (`shareProcessNamespace`), or another container's (the target of a
+//! debug container).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use rustix::process::Pid;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use sealpod_agent_protocol::{Failure, FailureKind, SharedProcesses};
+use tokio::sync::OnceCell;
+
+use super::helper::Operation;
+use super::{Containers, launch};
+use crate::failure::{failure, internal};
+use crate::reaper::Reaper;
+
+/// The argument that makes this program the first process of a pod's process namespace.
+pub(crate) const SUBCOMMAND: &str = "process-namespace";
+/// The kernel never kills the first process for want of memory: the others would die with it.
+const NEVER: &str = "-1000";
+
+/// The pod's namespace, once a container has asked for it.
+#[derive(Default)]
+pub(super) struct PodNamespace(OnceCell<OwnedFd>);
+
+impl PodNamespace {
+    async fn get(&self, reaper: &Reaper) -> Result<OwnedFd, Failure> {
+        let made = self.0.get_or_try_init(|| launch::namespace(reaper, &Operation::MakeProcessNamespace));
+        made.await?.try_clone().map_err(|error| internal("share the pod's processes", &error))
+    }
+}
+
+impl Containers {
+    /// The namespace that a container is to share.
+    pub(super) async fn shared(&self, processes: &SharedProcesses) -> Result<OwnedFd, Failure> {
+        match processes {
+            SharedProcesses::Pod => self.pod_namespace.get(&self.reaper).await,
+            SharedProcesses::Container { container } => {
+                let target = self.get(container)?;
+                let pid = target.process.pid();
+                let namespace = of(pid);
+                // The process was there when its namespace was opened: its number was not another's by then.
+                match (namespace, target.process.exit_status()) {
+                    (Ok(namespace), None) => Ok(namespace),
+                    _ => Err(failure(FailureKind::Conflict, format!("container {container:?} has ended"))),
+                }
+            }
+        }
+    }
+
+    /// The name of the container whose processes another wants to see.
+    pub(crate) fn target_name(&self, processes: Option<&SharedProcesses>) -> Result<Option<String>, Failure> {
+        match processes {
+            Some(SharedProcesses::Container { container }) => Ok(self.get(container)?.name.clone()),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The process namespace that a process is in.
+pub(super) fn of(pid: Pid) -> io::Result<OwnedFd> {
+    File::open(format!("/proc/{pid}/ns/pid")).map(OwnedFd::from)
+}
+
+/// By which path other processes find a namespace that this one holds open.
+pub(super) fn path(namespace: &OwnedFd) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd()).into()
+}
+
+/// Makes a process namespace, in a helper: only what that starts next is in it.
+pub(super) fn make() -> io::Result<Child> {
+    // SAFETY: this process has one thread, and of the ways in which threads depend on one another only FILES would be
+    // unsound to part.
+    unsafe { unshare_unsafe(UnshareFlags::NEWPID) }?;
+    let mut first = Command::new("/proc/self/exe");
+    first.arg(SUBCOMMAND).env_clear();
+    first.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+/// The first process of a namespace: it reaps orphans, and nothing else.
+pub(crate) fn run() -> ExitCode {
+    // Best effort: that memory runs out altogether is unlikely.
+    let _ = std::fs::write("/proc/self/oom_score_adj", NEVER);
+    // SAFETY: a signal is ignored; no handler is installed. The kernel reaps the children of who ignores it.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    loop {
+        std::thread::park();
+    }
+}
