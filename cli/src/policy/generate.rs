@@ -53,7 +53,8 @@ pub(crate) struct GenerateArgs {
     /// Let people connect to this port of the pod's loopback (kubectl port-forward); '*' for any port
     #[arg(long, value_name = "PORT", value_parser = parse_port)]
     allow_port_forward: Vec<Port>,
-    /// Let people add debug containers of this image (kubectl debug), and run in them what they like
+    /// Let people add debug containers of this image (kubectl debug) and run in them what they like: they can read all
+    /// that the pod has, its secrets included
     #[arg(long, value_name = "IMAGE")]
     allow_debug: Vec<String>,
     /// Let the cluster choose the content of a ConfigMap that is not in the input, or that is to change later
@@ -231,7 +232,6 @@ fn tell(args: &GenerateArgs, policies: &[PodPolicy], made: &[Made<'_>]) {
     output::note(format!("  sealpod kbs reference-value set init_data {}", digests.join(" ")));
 }
 
-/// Words as a shell takes them, quotes and backslashes included, and nothing else of a shell.
 fn parse_port(text: &str) -> Result<Port, String> {
     match text.trim() {
         "*" => Ok(Port::Any),
@@ -239,6 +239,7 @@ fn parse_port(text: &str) -> Result<Port, String> {
     }
 }
 
+/// Words as a shell takes them, quotes and backslashes included, and nothing else of a shell.
 fn parse_exec(text: &str) -> Result<Exec, String> {
     if text.trim() == "*" {
         return Ok(Exec::Any);

@@ -79,7 +79,8 @@ impl Client {
         answer.unwrap_or(Err(CallError::TimedOut { request: name, limit }))
     }
 
-    /// Opens the byte stream that [`Request::WriteStdin`], [`Request::ReadStdout`] or [`Request::ReadStderr`] names.
+    /// Opens the byte stream that [`Request::WriteStdin`], [`Request::ReadStdout`], [`Request::ReadStderr`] or
+    /// [`Request::ForwardPort`] names.
     ///
     /// # Errors
     /// Those of [`Client::call`]; [`CallError::BadReply`] for a request that opens no stream.

@@ -88,6 +88,12 @@ pub enum Error {
     /// The VM ended under a running pod.
     #[error("the VM ended: {0}")]
     Ended(ExitReason),
+    /// The VM's TPM ended under a running pod.
+    #[error("the VM's TPM ended: swtpm {status}")]
+    TpmEnded {
+        /// How.
+        status: String,
+    },
     /// A file of this machine's fails under the guest's disk.
     #[error("this machine cannot keep what the guest writes to its disk: {reason}")]
     Disk {
@@ -119,7 +125,9 @@ impl Error {
                 "make room, or set XDG_RUNTIME_DIR to a folder with more of it: the disk grows as it is used"
                     .into()
             }
-            Self::Io { .. } | Self::Tpm { .. } => "`sealpod doctor` checks this machine".into(),
+            Self::Io { .. } | Self::Tpm { .. } | Self::TpmEnded { .. } => {
+                "`sealpod doctor` checks this machine".into()
+            }
             Self::Died(_) | Self::NotReady { .. } | Self::Ended(_) | Self::Silent { .. } => {
                 "the console's lines above say how far the guest came; more memory or time may help".into()
             }

@@ -11,7 +11,7 @@ use crate::network::loopback::Loopback;
 use crate::network::namespace::{Namespace, NamespaceError};
 use crate::network::{self, PortForward};
 use crate::transport::Channel;
-use crate::vm::Vm;
+use crate::vm::{Broken, DEATH_TIME, Vm};
 
 /// A pod's VM whose agent answers. Dropping it kills everything that belongs to it.
 #[derive(Debug)]
@@ -22,9 +22,6 @@ pub struct Sandbox {
     answer_limit: Duration,
     stop_limit: Duration,
 }
-
-/// How long after the loss of the connection the VM's end may come that explains it.
-const DEATH_TIME: Duration = Duration::from_secs(3);
 
 /// How long a start took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +122,10 @@ impl Sandbox {
         let reason = tokio::select! {
             biased;
             reason = disk_error => return Error::Disk { reason: (*reason).into() },
-            reason = self.vm.exited() => return Error::Ended(reason),
+            broken = self.vm.broken() => return match broken {
+                Broken::Machine(reason) => Error::Ended(reason),
+                Broken::Tpm(status) => Error::TpmEnded { status },
+            },
             reason = self.agent.silent(self.answer_limit) => reason,
         };
         // QEMU closes the connection a moment before it ends.

@@ -14,7 +14,7 @@ use crate::tpm_authority;
 #[derive(Debug)]
 pub(crate) struct EmulatedTpm {
     /// The program.
-    pub(crate) _process: Process,
+    pub(crate) process: Process,
     /// Where QEMU finds it.
     pub(crate) socket: PathBuf,
 }
@@ -48,5 +48,5 @@ pub(crate) async fn start(
         .arg(state_option)
         .stdin(OwnedFd::from(listener));
     let process = Process::start("swtpm", swtpm, process::join_cgroups(cgroup_procs)?)?;
-    Ok(EmulatedTpm { _process: process, socket })
+    Ok(EmulatedTpm { process, socket })
 }

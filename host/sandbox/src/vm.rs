@@ -30,7 +30,7 @@ use crate::transport::Channel;
 #[derive(Debug)]
 pub struct Vm {
     qemu: Process,
-    _tpm: Option<EmulatedTpm>,
+    tpm: Option<EmulatedTpm>,
     qmp: Qmp,
     console: Console,
     stderr: Console,
@@ -42,6 +42,17 @@ pub struct Vm {
     _folder: RuntimeFolder,
 }
 
+/// What a pod's machine ended with.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// QEMU's end.
+    Machine(ExitReason),
+    /// That of the TPM, and its status.
+    Tpm(String),
+}
+
+/// How long after the end of something that ends with QEMU, QEMU's own may come that explains it.
+pub(crate) const DEATH_TIME: Duration = Duration::from_secs(3);
 /// How long QEMU's last words may take to be read after its end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -86,7 +97,7 @@ impl Vm {
         let (console, qmp) = connected;
         Ok(Self {
             qemu,
-            _tpm: tpm,
+            tpm,
             qmp,
             console,
             stderr,
@@ -102,6 +113,30 @@ impl Vm {
     /// Waits for its end and says how it came.
     pub async fn exited(&mut self) -> ExitReason {
         let status = self.qemu.exited().await;
+        self.reason(status).await
+    }
+
+    /// Waits for its end, or for that of its TPM, without which a pod cannot go on; and says how it came.
+    pub(crate) async fn broken(&mut self) -> Broken {
+        let tpm = async {
+            match &mut self.tpm {
+                Some(tpm) => tpm.process.exited().await,
+                None => std::future::pending().await,
+            }
+        };
+        let status = tokio::select! {
+            biased;
+            status = self.qemu.exited() => status,
+            // It ends with the machine too.
+            of_tpm = tpm => match tokio::time::timeout(DEATH_TIME, self.qemu.exited()).await {
+                Ok(status) => status,
+                Err(_) => return Broken::Tpm(describe(of_tpm).1),
+            },
+        };
+        Broken::Machine(self.reason(status).await)
+    }
+
+    async fn reason(&mut self, status: std::io::Result<ExitStatus>) -> ExitReason {
         let last_words = async {
             self.console.ended().await;
             self.stderr.ended().await;

@@ -159,6 +159,7 @@ impl Pod {
                 self.give_volume(folder).await?;
             }
         }
+        let number = Number::take()?;
         let image = wanted.request.image.clone();
         self.agent.call(Request::PullImage(PullImage { image })).await?;
         self.agent.call(Request::CreateContainer(Box::new(wanted.request))).await?;
@@ -166,7 +167,7 @@ impl Pod {
             id: task.id,
             bundle: task.bundle,
             process: Arc::new(Process::new(task.paths)),
-            number: Number::take()?,
+            number,
             execs: Mutex::default(),
         });
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);

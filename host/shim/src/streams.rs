@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sealpod_agent_protocol::{ByteStream, CallError, Client, FailureKind, ProcessRef, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,8 @@ const BUFFER: usize = 64 * 1024;
 /// How long nothing may come from a process that has ended before its output is taken to be held by another, to which
 /// it left its streams.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How long its end is kept back at most: another may write for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The FIFOs of a process; an empty path is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,10 +45,11 @@ pub(crate) struct Outputs {
 impl Outputs {
     /// Waits until the output of a process that has ended was passed on. What another process holds open is copied on.
     pub(crate) async fn drain(mut self) {
+        let began = Instant::now();
         let mut before = self.passed.load(Ordering::Relaxed);
         while timeout(SILENCE, async { while self.copies.join_next().await.is_some() {} }).await.is_err() {
             let now = self.passed.load(Ordering::Relaxed);
-            if now == before {
+            if now == before || began.elapsed() > PATIENCE {
                 self.copies.detach_all();
                 break;
             }

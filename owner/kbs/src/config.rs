@@ -106,7 +106,13 @@ impl<'de> Visitor<'de> for StoreVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Store, A::Error> {
-        Database::deserialize(MapAccessDeserializer::new(map)).map(Store::Postgres)
+        let database = Database::deserialize(MapAccessDeserializer::new(map))?;
+        if database.url_file.to_string_lossy().contains("://") {
+            return Err(de::Error::custom(
+                "url_file is a URL, expected the path of a file with it: a database's URL is a secret",
+            ));
+        }
+        Ok(Store::Postgres(database))
     }
 }
 
@@ -281,6 +287,10 @@ mod tests {
         let with_path = |store: &str| MINIMAL.replace("\"s.redb\"", store);
         for (text, named) in [
             (with_path("\"postgresql://u:hunter2@h/d\""), "url_file"),
+            (
+                format!("{DATABASE}kind = \"postgres\"\nurl_file = \"postgresql://u:hunter2@h/d\"\n"),
+                "url_file is a URL",
+            ),
             (with_path("7"), "a path, or a table with kind and url_file"),
             (with_path("[]"), "a path, or a table with kind and url_file"),
             (format!("{DATABASE}kind = \"postgres\"\n"), "url_file"),

@@ -46,8 +46,8 @@ async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
     // QEMU's command line has its folder, which has its shim's number; the shim's has the pod's id.
     let shim = processes("containerd-shim-sealpod-v2", &pod.id)[0];
     let victim = match program {
-        "qemu-system-x86_64" => processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0],
-        _ => shim,
+        "containerd-shim-sealpod-v2" => shim,
+        _ => processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0],
     };
     kill_process(victim, Signal::KILL).unwrap();
     let status = node.ended(&id).await;
@@ -61,6 +61,10 @@ async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
 
 pub(crate) async fn a_killed_vm_fails_its_pod_and_leaves_nothing(world: &World) {
     fails_and_leaves_nothing(world, "killed-vm", "qemu-system-x86_64").await;
+}
+
+pub(crate) async fn a_killed_tpm_fails_its_pod_and_leaves_nothing(world: &World) {
+    fails_and_leaves_nothing(world, "killed-tpm", "swtpm").await;
 }
 
 pub(crate) async fn a_killed_shim_fails_its_pod_and_leaves_nothing(world: &World) {
@@ -89,4 +93,40 @@ pub(crate) async fn pods_outlive_containerd(world: &World) {
     assert_eq!(numbers, (1..=100).collect::<Vec<_>>(), "no line is lost or doubled");
     let answer = node.exec(&id, "echo still there").await.unwrap();
     assert_eq!(answer.stdout, b"still there\n");
+}
+
+/// How many pods are made one after the other, and how many at once. `make soak` makes more of them.
+fn counts() -> (usize, usize) {
+    match std::env::var_os("SEALPOD_SOAK") {
+        Some(_) => (100, 8),
+        None => (2, 3),
+    }
+}
+
+/// Mounts of this namespace, and the snapshotter's descriptors: what must not grow.
+fn usage() -> (usize, usize) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let snapshotter = processes("sealpod-snapshotter", "--root")[0].as_raw_pid();
+    (mounts, std::fs::read_dir(format!("/proc/{snapshotter}/fd")).unwrap().count())
+}
+
+pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let (in_a_row, at_once) = counts();
+    let (before, used) = (inventory(), usage());
+    for number in 0..in_a_row {
+        let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
+        node.remove(&pod).await;
+    }
+    let pods = (0..at_once).map(async |number| {
+        let pod = node.run_pod(&format!("once-{number}"), &world.init_data()).await;
+        let script = format!("echo {number}");
+        let config = node.container_config("main", &world.image(), &script);
+        let (status, lines) = node.run(&pod, config).await;
+        assert_eq!((status.exit_code, lines[0].text.as_str()), (0, number.to_string().as_str()));
+        node.remove(&pod).await;
+    });
+    futures::future::join_all(pods).await;
+    node.until("nothing is left", async || (inventory() == before && usage() == used).then_some(())).await;
 }

@@ -78,7 +78,9 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, failures:
         pods_outlive_containerd,
         a_killed_vm_fails_its_pod_and_leaves_nothing,
+        a_killed_tpm_fails_its_pod_and_leaves_nothing,
         a_killed_shim_fails_its_pod_and_leaves_nothing,
+        pods_in_a_row_and_at_once_leave_nothing,
     ));
     let conclusion = libtest_mimic::run(&arguments, trials);
     match Arc::into_inner(world) {

@@ -184,10 +184,16 @@ pub(crate) async fn containers_of_a_pod_share_processes_where_it_says_so(world: 
     let first = node.spawn(&pod, container("first", "sleep 1111 & sleep 2222", shares.clone())).await;
     let script =
         "until ps -o args | grep -q '^sleep 1111'; do sleep 0.1; done; ps -o pid,args | grep '^ *1 ';
+        ls -A /proc/1/root | grep -c .;
         kill $(ps -o pid,args | grep 'sleep 2222$' | grep -v -e '-c' | sed 's/^ *//; s/ .*//'); echo done";
-    let (status, lines) = node.run(&pod, container("second", script, shares.clone())).await;
+    let mut second = container("second", script, shares.clone());
+    let security = second.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+    security.capabilities =
+        Some(cri::Capability { add_capabilities: vec!["SYS_PTRACE".into()], ..Default::default() });
+    let (status, lines) = node.run(&pod, second).await;
     assert_eq!(status.exit_code, 0, "{lines:?}");
-    assert!(!lines[0].text.contains("second"), "its first process is the pod's: {lines:?}");
+    assert!(lines[0].text.contains("process-namespace"), "its first process is the pod's: {lines:?}");
+    assert_eq!(lines[1].text, "0", "which sees nothing that a tracer could see through it");
     // What it leaves ends with its own process, though that is not the first of the namespace.
     assert_eq!(node.ended(&first).await.exit_code, 143);
     let script = "while ps -o args | grep -q '^sleep 1111'; do sleep 0.1; done";
@@ -209,8 +215,9 @@ pub(crate) async fn a_debug_container_sees_its_targets_processes(world: &World) 
             target_id: target.into(),
             ..Default::default()
         });
+        // With a capability that its target does not have it could not look into that.
         security.capabilities =
-            Some(cri::Capability { add_capabilities: vec!["SYS_PTRACE".into()], ..Default::default() });
+            Some(cri::Capability { drop_capabilities: vec!["NET_RAW".into()], ..Default::default() });
         config
     };
     for (name, id, seen) in [("debugger-1", &target, "sleep 3333"), ("debugger-2", &other, "sleep 4444")] {

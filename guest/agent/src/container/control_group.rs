@@ -78,6 +78,12 @@ fn field(text: &str, name: &str) -> u64 {
     text.lines().find_map(value).unwrap_or_default()
 }
 
+/// Whether there is a process in a group or below it.
+pub(super) fn has_processes(group: &Path) -> bool {
+    let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

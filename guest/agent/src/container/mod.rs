@@ -18,6 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use namespace::PodNamespace;
 pub(crate) use process::{Process, Stream};
@@ -38,6 +39,10 @@ use crate::reaper::Reaper;
 
 /// The pod's shared memory, which containers see as `/dev/shm`.
 pub(crate) const SHARED_MEMORY: &str = "/run/sealpod/shm";
+
+/// How long killed processes may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// An image as far as containers need it.
 #[derive(Clone, Debug)]
@@ -386,6 +391,16 @@ impl Container {
     async fn end(&self) -> Result<(), Failure> {
         kill_all(&self.folders).map_err(|error| internal("end the container's processes", &error))?;
         self.process.wait().await?;
+        // In a namespace of its own the others have ended by now; in a shared one they may take a moment more.
+        let empty = async {
+            while control_group::has_processes(&self.folders.cgroup) {
+                tokio::time::sleep(MOMENT).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, empty).await.is_err() {
+            let message = format!("processes of container {:?} do not end", self.id);
+            return Err(failure(FailureKind::Internal, message));
+        }
         let execs: Vec<_> = {
             let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
             execs.values().flatten().cloned().collect()

@@ -7,13 +7,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use rustix::process::Pid;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use libcontainer::seccomp::initialize_seccomp;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+};
+use rustix::process::{DumpableBehavior, Gid, Pid, Uid, pivot_root, set_dumpable_behavior};
+use rustix::thread::{
+    UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
+};
 use sealpod_agent_protocol::{Failure, FailureKind, SharedProcesses};
 use tokio::sync::OnceCell;
 
 use super::helper::Operation;
-use super::{Containers, launch};
+use super::{Containers, launch, seccomp};
 use crate::failure::{failure, internal};
 use crate::reaper::Reaper;
 
@@ -21,6 +27,10 @@ use crate::reaper::Reaper;
 pub(crate) const SUBCOMMAND: &str = "process-namespace";
 /// The kernel never kills the first process for want of memory: the others would die with it.
 const NEVER: &str = "-1000";
+/// A folder to mount over, in a mount namespace that nobody else has.
+const EMPTY: &str = "/run";
+/// The user and the group that own nothing.
+const NOBODY: u32 = 65_534;
 
 /// The pod's namespace, once a container has asked for it.
 #[derive(Default)]
@@ -40,11 +50,10 @@ impl Containers {
             SharedProcesses::Pod => self.pod_namespace.get(&self.reaper).await,
             SharedProcesses::Container { container } => {
                 let target = self.get(container)?;
-                let pid = target.process.pid();
-                let namespace = of(pid);
-                // The process was there when its namespace was opened: its number was not another's by then.
-                match (namespace, target.process.exit_status()) {
-                    (Ok(namespace), None) => Ok(namespace),
+                let namespace = of(target.process.pid());
+                // It was there when its namespace was opened: its number was not another's by then.
+                match namespace {
+                    Ok(namespace) if !target.process.has_ended() => Ok(namespace),
                     _ => Err(failure(FailureKind::Conflict, format!("container {container:?} has ended"))),
                 }
             }
@@ -82,11 +91,39 @@ pub(super) fn make() -> io::Result<Child> {
 
 /// The first process of a namespace: it reaps orphans, and nothing else.
 pub(crate) fn run() -> ExitCode {
-    // Best effort: that memory runs out altogether is unlikely.
-    let _ = std::fs::write("/proc/self/oom_score_adj", NEVER);
+    if let Err(error) = give_all_up() {
+        eprintln!("the first process of the pod's namespace keeps more than it should: {error}");
+        return ExitCode::FAILURE;
+    }
     // SAFETY: a signal is ignored; no handler is installed. The kernel reaps the children of who ignores it.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     loop {
         std::thread::park();
     }
+}
+
+/// Containers that may trace see this process, and could act as it: so it can do nothing and sees nothing.
+fn give_all_up() -> io::Result<()> {
+    // Best effort: that memory runs out altogether is unlikely.
+    let _ = std::fs::write("/proc/self/oom_score_adj", NEVER);
+    // SAFETY: this process has one thread, and of the ways in which threads depend on one another only FILES would be
+    // unsound to part.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount("empty", EMPTY, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"size=4k")?;
+    std::env::set_current_dir(EMPTY)?;
+    // The old root lies on top of the new one, and goes.
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    mount_remount("/", MountFlags::RDONLY, c"")?;
+    std::env::set_current_dir("/")?;
+    set_no_new_privs(true)?;
+    set_thread_groups(&[])?;
+    // From root to somebody else, all capabilities go.
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let profile = seccomp::profile().map_err(io::Error::other)?;
+    initialize_seccomp(&profile).map_err(io::Error::other).map(drop)
 }

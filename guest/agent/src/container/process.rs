@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, pidfd_send_signal};
 use rustix::termios::{Winsize, tcsetwinsize};
 use sealpod_agent_protocol::{ByteStream, ExitStatus, Failure, FailureKind};
@@ -64,6 +65,12 @@ impl Process {
     /// Its number, which is another's some time after its end.
     pub(super) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Whether it has ended, reaped or not.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
+        poll(&mut handle, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
     }
 
     /// How it ended, if it has.

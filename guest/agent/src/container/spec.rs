@@ -223,6 +223,9 @@ pub(super) enum Filter {
     None,
 }
 
+/// The capability to make device nodes.
+const MAKE_DEVICES: &str = "CAP_MKNOD";
+
 impl Privileges {
     /// Those of a container.
     pub(super) fn of_request(request: &CreateContainer) -> Result<Self, Error> {
@@ -230,13 +233,15 @@ impl Privileges {
         if request.privileged {
             return Ok(Self { capabilities: named(ALL_CAPABILITIES), filter: Filter::None });
         }
-        let capabilities: BTreeSet<String> = match &request.capabilities {
+        let mut capabilities: BTreeSet<String> = match &request.capabilities {
             Some(given) => given.clone(),
             None => named(CAPABILITIES),
         };
         if let Some(unknown) = capabilities.iter().find(|name| !ALL_CAPABILITIES.contains(&name.as_str())) {
             return Err(Error::Capability(unknown.clone()));
         }
+        // Engines give it to everybody. Here the devices that it makes would be the guest's: its TPM, its disk.
+        capabilities.remove(MAKE_DEVICES);
         let filter =
             if request.allow_privilege_escalation { Filter::BeforeCapabilities } else { Filter::AtTheEnd };
         Ok(Self { capabilities, filter })
@@ -554,6 +559,11 @@ mod tests {
         for name in ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_SYS_PTRACE"] {
             assert!(!CAPABILITIES.contains(&name), "{name}");
         }
+        // Engines ask for it on everybody's behalf.
+        let asked = ["CAP_MKNOD", "CAP_KILL"].map(str::to_owned);
+        let spec_of_engine = specification(|request| request.capabilities = Some(asked.into()));
+        let given = spec_of_engine.process().as_ref().unwrap().capabilities().as_ref().unwrap().bounding();
+        assert_eq!(given.as_ref().unwrap().len(), 1, "{given:?}");
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".into()));
         assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".into()));

@@ -42,11 +42,13 @@ const LIST: &str = "SELECT name, value FROM sealpod.entry WHERE kind = $1 ORDER 
 const REVISION: &str = "SELECT mark::text FROM sealpod.revision";
 /// Those that append to a class do so one after the other. What another appended since this statement began is not seen
 /// by its deletion, and goes with the next one.
+/// The oldest go in pieces: after the bound was lowered there may be very many.
 const APPEND_AUDIT: &str = "\
     WITH class AS (UPDATE sealpod.audit_class SET latest = latest + 1 WHERE class = $1 RETURNING class, latest), \
-    oldest AS (DELETE FROM sealpod.audit USING class \
-        WHERE audit.class = class.class AND audit.position <= class.latest - $2) \
-    INSERT INTO sealpod.audit (class, position, id, entry) SELECT class, latest, $3, $4 FROM class";
+    oldest AS (DELETE FROM sealpod.audit WHERE number IN (SELECT audit.number FROM sealpod.audit, class \
+        WHERE audit.class = class.class AND audit.position <= class.latest - $2 \
+        ORDER BY audit.position LIMIT 1000)) \
+    INSERT INTO sealpod.audit (class, position, id, entry) SELECT class, latest, $3, $4 FROM class RETURNING number";
 const AUDIT_ENTRY: &str = "SELECT entry FROM sealpod.audit WHERE id = $1 ORDER BY number DESC LIMIT 1";
 const LATEST_AUDIT: &str = "\
     SELECT entry FROM (SELECT number, entry FROM sealpod.audit ORDER BY number DESC LIMIT $1) AS latest \
@@ -157,8 +159,10 @@ impl Store for PostgresStore {
         let (class, id) = (class.text(), id.as_bytes());
         let parameters: [Parameter<'_>; 4] =
             [(&class, Type::TEXT), (&keep, Type::INT8), (&id, Type::BYTEA), (&entry, Type::BYTEA)];
-        self.pool.query(APPEND_AUDIT, &parameters).await?;
-        Ok(())
+        match self.pool.query(APPEND_AUDIT, &parameters).await?.as_slice() {
+            [] => Err(PostgresError::Incomplete.into()),
+            _ => Ok(()),
+        }
     }
 
     async fn audit_entry(&self, id: &str) -> Result<Option<Vec<u8>>, StoreError> {

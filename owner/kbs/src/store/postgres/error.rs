@@ -26,6 +26,9 @@ pub enum PostgresError {
         /// Its hosts and ports.
         server: String,
     },
+    /// Rows that the broker made are gone.
+    #[error("the database is incomplete: the audit log has no counter")]
+    Incomplete,
     /// It takes too long.
     #[error("the database did not answer in time")]
     TimedOut,
@@ -64,7 +67,7 @@ impl PostgresError {
         match self {
             Self::Unconnected { .. } | Self::Silent { .. } | Self::TimedOut => true,
             Self::Failed(error) => error.code().is_none_or(is_temporary),
-            Self::Address(_) | Self::Newer { .. } | Self::Session(_) => false,
+            Self::Address(_) | Self::Newer { .. } | Self::Incomplete | Self::Session(_) => false,
         }
     }
 }
