@@ -34,7 +34,7 @@ demo: guest ## The whole story: an encrypted image in a measured VM, and seven a
 	@$(SEALPOD) demo
 
 demo-node: guest ## A pod from a YAML file on a private node with a stock containerd
-	@cargo run --release --locked --quiet -p sealpod-tests --bin demo-node
+	@target/release/demo-node
 
 containerds: setup ## Fetch newer releases of containerd for the tests (target/containerd/)
 	@scripts/containerds.sh
@@ -54,10 +54,10 @@ soak: guest ## A hundred pods in a row, and eight at once, on a private node (ha
 	SEALPOD_SOAK=1 cargo test --release --locked --workspace --test node pods_in_a_row
 
 bench: guest ## Boot and attestation times, as ratios within one run (target/bench/)
-	cargo run --release --locked -p sealpod-benches --bin sealpod-benches
+	target/release/sealpod-benches
 
 bench-node: guest ## Pods by CRI beside sealpod run and runc, memory, execs, output (target/bench/)
-	cargo run --release --locked -p sealpod-benches --bin bench-node
+	target/release/bench-node
 
 clean: ## Remove everything that was built
 	cargo clean
