@@ -412,7 +412,8 @@ fn pack(text: &str) -> String {
     STANDARD.encode(encoder.finish().expect("memory takes it"))
 }
 
-fn connect(socket: PathBuf) -> Channel {
+/// CRI's calls, to the containerd of a socket.
+pub fn connect(socket: PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }

@@ -4,14 +4,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use sealpod_node::{Installation, Options, Places, Removal, Status};
-use sealpod_tests::node::cri;
+use sealpod_tests::node::{connect, cri};
 use sealpod_tests::{Service, guest, program};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// SHA-256 of the shortest archive: 1024 zeros.
 const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
@@ -72,7 +70,7 @@ async fn containerd_starts_the_shim_that_was_installed() {
     let archive = at("pause.tar").display().to_string();
     let imported = ctr(&["--namespace", "k8s.io", "images", "import", "--snapshotter", "sealpod", &archive]);
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
-    let channel = connect(&at("containerd.sock"));
+    let channel = connect(at("containerd.sock"));
     // CRI hears of images after they are there.
     while !is_known(channel.clone()).await {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -129,15 +127,6 @@ fn pause_image(folder: &Path) {
     let mut tar = Command::new("tar");
     tar.current_dir(folder).args(["cf", "pause.tar", "manifest.json", "config.json", "layer.tar"]);
     assert!(tar.status().unwrap().success());
-}
-
-fn connect(socket: &Path) -> Channel {
-    let socket = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector)
 }
 
 /// Whether CRI has the image of pods' sandboxes.

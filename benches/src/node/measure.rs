@@ -69,16 +69,23 @@ pub(crate) async fn all() -> anyhow::Result<Measurements> {
     Ok(all)
 }
 
+/// What the image runs. The first process of a container heeds no signal without a handler for it.
+const BEHAVES: &str = "trap 'exit 0' TERM; echo ready; sleep 100000 & wait";
+
 impl Bench {
     async fn start() -> Self {
         let owner = Owner::start_at(ADDRESS.parse().expect("an address"), ADDRESS);
-        let root = owner.root("bench");
         let plain = |build| ImageOptions { encrypted: false, signed: false, build };
-        let pause = owner.publish("pause", &root, &plain(&["--cmd", "/bin/sleep", "--cmd", "infinity"]));
-        let words = ["--cmd", "/bin/sh", "--cmd", "-c", "--cmd", "echo ready; exec sleep 100000"];
+        let pause = owner.publish(
+            "pause",
+            &owner.root("pause"),
+            &plain(&["--cmd", "/bin/sleep", "--cmd", "infinity"]),
+        );
+        let words = ["--cmd", "/bin/sh", "--cmd", "-c", "--cmd", BEHAVES];
         let build = ImageOptions { build: &words, ..ImageOptions::default() };
-        let (image, unencrypted) =
-            (owner.publish("guest/bench", &root, &build), owner.publish("host/bench", &root, &plain(&words)));
+        let image = owner.publish("guest/bench", &owner.root("bench"), &build);
+        // Of layers of its own: those of the guest's image are not unpacked here.
+        let unencrypted = owner.publish("host/bench", &owner.root("plain"), &plain(&words));
         let init_data = owner.init_data(&InitData { agent_policy: Some(POLICY), ..InitData::default() });
         let authority = owner.path("tpm-authority");
         let registry = owner.registry_in_guest();
@@ -129,7 +136,7 @@ impl Bench {
             if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
             }
-            child.wait().await?;
+            tokio::time::timeout(PATIENCE, child.wait()).await.context("sealpod run heeds no SIGTERM")??;
             read.context("sealpod run prints nothing")?.context("sealpod run ended at once")?;
             Ok(elapsed)
         })
