@@ -24,7 +24,7 @@ build: setup ## Build the programs that run outside the guest
 	cargo build --release --locked --workspace --bins
 
 $(AGENT): FORCE
-	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no' \
+	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
 		cargo build --profile guest --locked --target $(GUEST_TARGET) -p sealpod-agent
 
 guest: build $(AGENT) ## Build the measured guest: kernel, initrd, command line
