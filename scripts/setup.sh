@@ -16,6 +16,8 @@ needs=(
   docker-registry:docker-registry
   skopeo:skopeo
   openssl:openssl
+  /usr/sbin/mkfs.ext4:e2fsprogs
+  /usr/sbin/losetup:mount
   python3:python3
   cpio:cpio
   protoc:protobuf-compiler
@@ -24,6 +26,7 @@ needs=(
   runc:runc
   /usr/lib/cni/bridge:containernetworking-plugins
   ip:iproute2
+  /usr/sbin/iptables:iptables
   ping:iputils-ping
   /usr/lib/x86_64-linux-gnu/libseccomp.a:libseccomp-dev
   checkmodule:checkpolicy

@@ -191,7 +191,7 @@ fn allowed_without_policy(request: &Request) -> bool {
 }
 
 /// Whether the container would be another than its image says. Names, limits, streams and a read-only root change
-/// nothing of what it does; mounts, lines of `/etc/hosts` (they lead names elsewhere) and programs that gain
+/// nothing of what it does; mounts, devices, lines of `/etc/hosts` (they lead names elsewhere) and programs that gain
 /// privileges do. Container engines ask for the last of these unless told otherwise (`allowPrivilegeEscalation: false`).
 fn overrides_image(create: &CreateContainer) -> bool {
     let CreateContainer {
@@ -213,6 +213,7 @@ fn overrides_image(create: &CreateContainer) -> bool {
         privileged,
         process_namespace,
         mounts,
+        devices,
         hosts,
         resources: _,
     } = create;
@@ -229,6 +230,7 @@ fn overrides_image(create: &CreateContainer) -> bool {
         || *privileged
         || process_namespace.is_some()
         || !mounts.is_empty()
+        || !devices.is_empty()
         || !hosts.is_empty()
 }
 
@@ -281,7 +283,7 @@ fn last_line(error: &str) -> String {
 #[cfg(test)]
 mod tests {
     use sealpod_agent_protocol::{
-        ContainerRef, ExecProcess, FailureKind, HostEntry, Mount, MountSource, ProcessRef, PullImage,
+        ContainerRef, Device, ExecProcess, FailureKind, HostEntry, Mount, MountSource, ProcessRef, PullImage,
         StartPod, VolumeFile, WriteVolume,
     };
 
@@ -326,7 +328,7 @@ mod tests {
     #[test]
     fn without_a_policy_an_image_runs_only_as_it_is() {
         assert!(allows(None, Request::CreateContainer(Box::new(create()))));
-        let overrides: [fn(&mut CreateContainer); 12] = [
+        let overrides: [fn(&mut CreateContainer); 13] = [
             |c| c.command = Some(vec!["sh".into()]),
             |c| c.arguments = Some(vec!["-c".into()]),
             |c| c.environment.extend([("LD_PRELOAD".into(), "/evil.so".into())]),
@@ -338,6 +340,15 @@ mod tests {
             |c| c.unmasked_paths = true,
             |c| c.privileged = true,
             |c| c.hosts.push(elsewhere()),
+            |c| {
+                c.devices.push(Device {
+                    path: "/dev/sda".into(),
+                    disk: "evil".into(),
+                    read_only: false,
+                    user: 0,
+                    group: 0,
+                });
+            },
             |c| {
                 c.mounts.push(Mount {
                     destination: "/app".into(),

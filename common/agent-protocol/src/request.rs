@@ -210,6 +210,9 @@ pub struct CreateContainer {
     pub process_namespace: Option<SharedProcesses>,
     /// Volumes and where it sees them.
     pub mounts: Vec<Mount>,
+    /// Disks of the machine's that it sees as block devices.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// Lines of its own `/etc/hosts`, instead of the pod's.
     pub hosts: Vec<HostEntry>,
     /// Limits.
@@ -241,6 +244,39 @@ pub struct Mount {
     pub source: MountSource,
 }
 
+/// Names below `/dev` that every container has.
+#[rustfmt::skip]
+const EVERYBODYS_DEVICES: [&str; 16] = [
+    "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
+    "stdout", "tty", "urandom", "zero",
+];
+
+/// A disk of the machine's as a block device of a container. What is on it is the host's word, like all disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Where the container sees it: a path below `/dev` without `..`.
+    pub path: String,
+    /// The disk's serial number, as [`MountSource::Disk`] has it.
+    pub disk: String,
+    /// Whether the machine takes no writes to it.
+    pub read_only: bool,
+    /// The user who owns the device.
+    pub user: u32,
+    /// The group that owns it.
+    pub group: u32,
+}
+
+impl Device {
+    /// Whether a container can have a device at this path: one below `/dev`, where nothing is without it.
+    pub fn can_be_at(path: &str) -> bool {
+        let Some(inside) = path.strip_prefix("/dev/") else { return false };
+        let plain = |name: &str| !matches!(name, "" | "." | "..");
+        let first = inside.split('/').next().unwrap_or_default();
+        inside.split('/').all(plain) && !inside.contains('\0') && !EVERYBODYS_DEVICES.contains(&first)
+    }
+}
+
 /// What a mount shows. Containers of the pod that name the same volume share it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -265,6 +301,15 @@ pub enum MountSource {
     EmptyFile {
         /// The volume's name in the pod.
         volume: String,
+    },
+    /// A file system on a disk of the machine's.
+    Disk {
+        /// The disk's serial number: 1 to 20 of `[a-z0-9-]`.
+        disk: String,
+        /// The file system's type, as `ext4`.
+        file_system: String,
+        /// The group that its root folder is given to.
+        group: Option<u32>,
     },
 }
 

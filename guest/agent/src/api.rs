@@ -145,6 +145,7 @@ impl Handler for Agent {
             Request::StopPod => {
                 if let Some(pod) = self.pod.get() {
                     pod.policy.decide(&Request::StopPod, None).inspect_err(complain("StopPod"))?;
+                    pod.containers.leave_disks().await;
                 }
                 tokio::spawn(async {
                     tokio::time::sleep(LAST_WORDS).await;

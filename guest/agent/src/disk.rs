@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, mount_remount};
 use zeroize::Zeroizing;
 
-const SERIAL: &str = "ephemeral";
+/// Its serial number.
+pub(crate) const SERIAL: &str = "ephemeral";
 const PAGE: usize = 4096;
 const SECTOR: u64 = 512;
 /// Two AES-256 keys, as XTS takes them.
@@ -33,7 +34,8 @@ pub(crate) struct Error {
 
 /// Takes the ephemeral disk into use, if the machine has one.
 pub(crate) fn attach() -> Result<(), Error> {
-    let Some(disk) = find().map_err(while_("look for the disk"))? else { return Ok(()) };
+    let Some(disk) = with_serial(SERIAL).map_err(while_("look for the disk"))? else { return Ok(()) };
+    let disk = Path::new("/dev").join(disk.file_name().unwrap_or_default());
     let encrypted = encrypt(&disk).map_err(while_("encrypt the disk"))?;
     let size = make_swap(&encrypted).map_err(while_("write the swap header"))?;
     swap_on(&encrypted).map_err(while_("use the disk as swap space"))?;
@@ -46,12 +48,13 @@ fn while_(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error { doing, source }
 }
 
-fn find() -> io::Result<Option<PathBuf>> {
+/// The folder in sysfs of the disk with a serial number.
+pub(crate) fn with_serial(serial: &str) -> io::Result<Option<PathBuf>> {
     for entry in fs::read_dir("/sys/block")? {
-        let entry = entry?;
-        let serial = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        if serial.trim() == SERIAL {
-            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+        let folder = entry?.path();
+        let found = fs::read_to_string(folder.join("serial")).unwrap_or_default();
+        if found.trim() == serial {
+            return Ok(Some(folder));
         }
     }
     Ok(None)

@@ -60,12 +60,16 @@ pub(crate) fn configure(interfaces: &[Interface]) -> Result<(), Error> {
     let interfaces: Vec<_> = interfaces.iter().map(ParsedInterface::parse).collect::<Result<_, _>>()?;
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    for interface in &interfaces {
-        let index = links
-            .iter()
-            .find(|(mac, _)| *mac == interface.mac)
-            .map(|(_, index)| *index)
-            .ok_or_else(|| Error::NoInterface(interface.given.mac.clone()))?;
+    let index = |interface: &ParsedInterface<'_>| {
+        let link = links.iter().find(|(mac, _)| *mac == interface.mac);
+        link.map(|(_, index)| *index).ok_or_else(|| Error::NoInterface(interface.given.mac.clone()))
+    };
+    let indices = interfaces.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+    // The kernel's own names are those that others shall have.
+    for index in &indices {
+        netlink.rename(*index, &format!("sealpod{index}"))?;
+    }
+    for (index, interface) in indices.into_iter().zip(&interfaces) {
         netlink.configure(index, interface)?;
     }
     Ok(())

@@ -9,12 +9,13 @@ use crate::module::{Module, canonical};
 
 /// The groups that the agent loads, with the modules that it needs of each; the first is always loaded, and
 /// the others build on it. `ecb` is in no module's `depends=`: `xts` asks for it by name at run time.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     (BOOT, &["virtio_pci", "virtio_console"]),
     ("vsock", &["vmw_vsock_virtio_transport"]),
     ("network", &["virtio_net"]),
     ("overlay", &["overlay"]),
-    ("disk", &["virtio_blk", "aesni_intel", "ecb", "xts", "dm_crypt"]),
+    ("block", &["virtio_blk"]),
+    ("disk", &["aesni_intel", "ecb", "xts", "dm_crypt"]),
 ];
 const BOOT: &str = "boot";
 
@@ -177,11 +178,9 @@ pub(crate) mod tests {
         let groups = ModuleGroups::collect(folder().path()).unwrap();
         let lists: Vec<_> = groups.lists.iter().map(|(group, list)| (*group, list.join(" "))).collect();
         let expected = [
+            ("block", "virtio_blk.ko"),
             ("boot", "virtio.ko virtio_ring.ko virtio_pci_modern_dev.ko virtio_pci.ko virtio_console.ko"),
-            (
-                "disk",
-                "virtio_blk.ko cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko",
-            ),
+            ("disk", "cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko"),
             ("network", "failover.ko net_failover.ko virtio_net.ko"),
             ("overlay", "overlay.ko"),
             ("vsock", "vsock.ko vmw_vsock_virtio_transport_common.ko vmw_vsock_virtio_transport.ko"),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::accelerator::Hypervisor;
 use crate::config::SandboxConfig;
+use crate::disks::BUS;
 use crate::network::namespace::Card;
 use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 
@@ -75,6 +76,10 @@ impl Machine<'_> {
                 ",if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report";
             arguments.words(["-drive"]).option("file=", disk, options);
             arguments.words(["-device", "virtio-blk-pci,drive=ephemeral,serial=ephemeral"]);
+        }
+        if self.config.pluggable_disks {
+            // The root bus takes none while the machine runs, and behind a bridge there is room for 31.
+            arguments.words(["-device", &format!("pcie-pci-bridge,id={BUS}")]);
         }
         arguments.0
     }
@@ -288,6 +293,14 @@ mod tests {
             ),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_bus_waits_for_disks_and_moves_no_other_device() {
+        let (plain, mut config) = (config(), config());
+        config.pluggable_disks = true;
+        let line = |config: &SandboxConfig| line(&machine(config));
+        assert_eq!(line(&config), format!("{} -device pcie-pci-bridge,id=disks", line(&plain)));
     }
 
     #[test]

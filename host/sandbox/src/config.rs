@@ -23,6 +23,8 @@ pub struct SandboxConfig {
     pub cpus: u32,
     /// Size of a disk that lives as long as the VM, in MiB; none if 0.
     pub ephemeral_disk_mib: u32,
+    /// Whether disks can be plugged while it runs.
+    pub pluggable_disks: bool,
     /// Who executes the guest's instructions.
     pub accelerator: Accelerator,
     /// Its TPM.
@@ -55,6 +57,7 @@ impl SandboxConfig {
             memory_mib: 512,
             cpus: 1,
             ephemeral_disk_mib: 0,
+            pluggable_disks: false,
             accelerator: Accelerator::Auto,
             tpm: Tpm::None,
             firmware: true,

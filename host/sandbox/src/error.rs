@@ -70,6 +70,14 @@ pub enum Error {
         /// What the program said.
         output: String,
     },
+    /// A disk cannot be plugged into the VM.
+    #[error("{} cannot be plugged into the pod's VM: {reason}", path.display())]
+    Plug {
+        /// The device or file of this machine's.
+        path: PathBuf,
+        /// What QEMU or the system says.
+        reason: String,
+    },
     /// The VM ended before its agent answered.
     #[error("the VM ended before its agent answered: {0}")]
     Died(ExitReason),
@@ -121,6 +129,11 @@ impl Error {
             }
             Self::Namespace { source, .. } => source.hint().into(),
             Self::Configuration { .. } => return None,
+            Self::Plug { .. } => {
+                "is the volume attached to this node, and unused by others? Where SELinux enforces, its boolean \
+                 sealpod_block_volumes must be on"
+                    .into()
+            }
             Self::Disk { .. } => {
                 "make room, or set XDG_RUNTIME_DIR to a folder with more of it: the disk grows as it is used"
                     .into()

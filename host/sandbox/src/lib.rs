@@ -9,6 +9,7 @@ mod accelerator;
 mod arguments;
 mod config;
 mod console;
+mod disks;
 pub mod doctor;
 mod error;
 mod exit;
@@ -25,6 +26,7 @@ mod transport;
 mod vm;
 
 pub use config::{Accelerator, Observer, SandboxConfig, Stage, Tpm, Transport};
+pub use disks::{Disk, Disks};
 pub use error::Error;
 pub use exit::{Ending, ExitReason};
 pub use guest_image::GuestImage;

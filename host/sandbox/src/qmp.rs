@@ -1,22 +1,56 @@
-//! QEMU's own control connection (QMP): why the machine shut down, what its disk suffers, and a request to end.
+//! QEMU's own control connection (QMP): why the machine shut down, what its disk suffers, and commands that change it.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, oneshot, watch};
 
 /// The longest message that is read. QEMU's own are shorter; one that was taken over must not fill our memory.
 const MESSAGE_BYTES: u64 = 256 << 10;
 
+/// How long QEMU may take to carry out a command.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The drive of the ephemeral disk.
+const EPHEMERAL: &str = "ephemeral";
+
 /// The connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Qmp {
-    writer: OwnedWriteHalf,
+    writer: Arc<Mutex<OwnedWriteHalf>>,
     events: watch::Receiver<Events>,
+    answers: Answers,
+}
+
+/// Who waits for which command's end.
+#[derive(Clone, Debug, Default)]
+struct Answers(Arc<std::sync::Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    all: BTreeMap<u64, oneshot::Sender<Result<(), String>>>,
+}
+
+impl Answers {
+    fn expect(&self) -> (u64, oneshot::Receiver<Result<(), String>>) {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.last += 1;
+        let number = waiting.last;
+        waiting.all.insert(number, sender);
+        (number, receiver)
+    }
+
+    fn take(&self, number: u64) -> Option<oneshot::Sender<Result<(), String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).all.remove(&number)
+    }
 }
 
 /// What was heard of QEMU.
@@ -34,11 +68,20 @@ struct Events {
 struct Message {
     event: Option<String>,
     data: Option<Data>,
+    /// The command's that it answers.
+    id: Option<u64>,
+    error: Option<Refusal>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Data {
+    device: Option<String>,
     reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    desc: String,
 }
 
 impl Qmp {
@@ -47,16 +90,36 @@ impl Qmp {
         let (reader, mut writer) = stream.into_split();
         writer.write_all(b"{\"execute\":\"qmp_capabilities\"}\n").await?;
         let (sender, events) = watch::channel(Events::default());
+        let answers = Answers::default();
+        let heard = answers.clone();
         tokio::spawn(async move {
-            listen(reader, &sender).await;
+            listen(reader, &sender, &heard).await;
             sender.send_modify(|events| events.ended = true);
+            heard.0.lock().unwrap_or_else(PoisonError::into_inner).all.clear();
         });
-        Ok(Self { writer, events })
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), events, answers })
+    }
+
+    /// Has QEMU carry out a command; an error is what it says against it.
+    pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<(), String> {
+        let (number, answer) = self.answers.expect();
+        let line = json!({"execute": command, "arguments": arguments, "id": number}).to_string() + "\n";
+        let carried_out = async {
+            self.writer.lock().await.write_all(line.as_bytes()).await.map_err(|error| error.to_string())?;
+            answer.await.unwrap_or_else(|_| Err("QEMU has ended".into()))
+        };
+        match tokio::time::timeout(PATIENCE, carried_out).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.answers.take(number);
+                Err(format!("QEMU does not answer within {PATIENCE:?}"))
+            }
+        }
     }
 
     /// Asks QEMU to end at once.
-    pub(crate) async fn quit(&mut self) -> io::Result<()> {
-        self.writer.write_all(b"{\"execute\":\"quit\"}\n").await
+    pub(crate) async fn quit(&self) -> io::Result<()> {
+        self.writer.lock().await.write_all(b"{\"execute\":\"quit\"}\n").await
     }
 
     /// Why the machine shut down, once QEMU has ended; nothing if QEMU did not say.
@@ -79,7 +142,7 @@ impl Qmp {
     }
 }
 
-async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>) {
+async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>, answers: &Answers) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     loop {
@@ -88,17 +151,25 @@ async fn listen(reader: impl AsyncRead + Unpin, events: &watch::Sender<Events>) 
             Ok(1..) if line.ends_with(b"\n") => {}
             _ => return,
         }
-        // Of another shape are answers and events that do not matter.
-        let Ok(Message { event: Some(event), data: Some(Data { reason: Some(reason) }) }) =
-            serde_json::from_slice(&line)
-        else {
-            continue;
-        };
-        events.send_modify(|events| match event.as_str() {
-            "SHUTDOWN" => events.shutdown = Some(reason.into()),
-            "BLOCK_IO_ERROR" => events.disk = Some(reason.into()),
+        // Of another shape are events that do not matter.
+        match serde_json::from_slice(&line) {
+            Ok(Message { id: Some(number), error, .. }) => {
+                if let Some(waiting) = answers.take(number) {
+                    // Who gave up waiting needs no answer.
+                    let _ = waiting.send(error.map_or(Ok(()), |error| Err(error.desc)));
+                }
+            }
+            Ok(Message { event: Some(event), data: Some(Data { device, reason: Some(reason) }), .. }) => {
+                events.send_modify(|events| match event.as_str() {
+                    "SHUTDOWN" => events.shutdown = Some(reason.into()),
+                    "BLOCK_IO_ERROR" if device.as_deref() == Some(EPHEMERAL) => {
+                        events.disk = Some(reason.into());
+                    }
+                    _ => {}
+                });
+            }
             _ => {}
-        });
+        }
     }
 }
 
@@ -108,7 +179,7 @@ mod tests {
 
     async fn reason_after(said: &[u8]) -> Option<Arc<str>> {
         let (ours, mut qemus) = UnixStream::pair().unwrap();
-        let mut qmp = Qmp::begin(ours).await.unwrap();
+        let qmp = Qmp::begin(ours).await.unwrap();
         qmp.quit().await.unwrap();
         let mut heard = vec![0; 64];
         let count = qemus.read(&mut heard).await.unwrap();
@@ -147,6 +218,26 @@ mod tests {
             \"action\":\"report\",\"nospace\":true,\"reason\":\"No space left on device\"}}\r\n";
         qemus.write_all(said).await.unwrap();
         assert_eq!(&*qmp.disk_error().await, "No space left on device");
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_own_answer() {
+        let (ours, mut qemus) = UnixStream::pair().unwrap();
+        let qmp = Qmp::begin(ours).await.unwrap();
+        let qemu = async {
+            let mut heard = vec![0; 1024];
+            let mut count = 0;
+            while !String::from_utf8_lossy(&heard[..count]).contains("device_add") {
+                count += qemus.read(&mut heard[count..]).await.unwrap();
+            }
+            let said =
+                b"{\"return\":{}}\n{\"error\":{\"class\":\"GenericError\",\"desc\":\"no bus\"},\"id\":1}\n";
+            qemus.write_all(said).await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(qmp.execute("device_add", json!({"bus": "none"})), qemu);
+        assert_eq!(answer, Err("no bus".into()));
+        drop(qemus);
+        assert!(qmp.execute("stop", json!({})).await.is_err(), "QEMU has ended");
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use sealpod_agent_protocol::{CallError, Client, Dns, Interface, Request};
 
 use crate::config::{Observer, SandboxConfig, Stage};
+use crate::disks::Disks;
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::network::loopback::Loopback;
@@ -12,6 +13,9 @@ use crate::network::namespace::{Namespace, NamespaceError};
 use crate::network::{self, PortForward};
 use crate::transport::Channel;
 use crate::vm::{Broken, DEATH_TIME, Vm};
+
+/// How long a guest may take to its end that has disks to write what containers left.
+const DISKS_LIMIT: Duration = Duration::from_secs(90);
 
 /// A pod's VM whose agent answers. Dropping it kills everything that belongs to it.
 #[derive(Debug)]
@@ -100,6 +104,11 @@ impl Sandbox {
         self.vm.namespace().map(Namespace::loopback).transpose()
     }
 
+    /// Who plugs disks into it, if [`SandboxConfig::pluggable_disks`] says that it takes any.
+    pub fn disks(&self) -> Disks {
+        self.vm.disks()
+    }
+
     /// QEMU's process id.
     pub fn pid(&self) -> u32 {
         self.vm.pid()
@@ -139,14 +148,16 @@ impl Sandbox {
 
     /// Ends the pod: asks the agent to, then QEMU, then kills what is left.
     pub async fn stop(mut self) {
+        let disks = self.vm.disks();
         let ending = async {
             match self.agent.call(Request::StopPod).await {
                 Ok(_) | Err(CallError::Lost { .. }) => drop(self.vm.exited().await),
                 Err(error) => tracing::warn!(%error, "the agent does not stop the pod"),
             }
         };
-        if tokio::time::timeout(self.stop_limit, ending).await.is_err() {
-            tracing::warn!(limit = ?self.stop_limit, "the guest did not power off in time");
+        let limit = if disks.are_used() { self.stop_limit.max(DISKS_LIMIT) } else { self.stop_limit };
+        if tokio::time::timeout(limit, ending).await.is_err() {
+            tracing::warn!(?limit, "the guest did not power off in time");
         }
         self.vm.quit().await;
     }
@@ -162,7 +173,11 @@ async fn answer(vm: &mut Vm, observer: &Observer, first_byte: &mut Option<Instan
     loop {
         tokio::select! {
             biased;
-            reason = vm.exited() => return Err(Error::Died(reason)),
+            // Firmware waits for a TPM that has ended.
+            broken = vm.broken() => return Err(match broken {
+                Broken::Machine(reason) => Error::Died(reason),
+                Broken::Tpm(status) => Error::TpmEnded { status },
+            }),
             at = console.begun(), if first_byte.is_none() => {
                 *first_byte = Some(at);
                 observer.reached(Stage::FirstByte, began.elapsed());

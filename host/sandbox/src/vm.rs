@@ -12,6 +12,7 @@ use crate::accelerator::{self, Hypervisor};
 use crate::arguments::{Cards, Machine};
 use crate::config::{SandboxConfig, Stage, Tpm};
 use crate::console::Console;
+use crate::disks::Disks;
 use crate::error::Error;
 use crate::exit::{Ending, ExitReason};
 use crate::network::namespace::Namespace;
@@ -32,6 +33,7 @@ pub struct Vm {
     qemu: Process,
     tpm: Option<EmulatedTpm>,
     qmp: Qmp,
+    disks: Disks,
     console: Console,
     stderr: Console,
     channel: Option<Channel>,
@@ -98,6 +100,7 @@ impl Vm {
         Ok(Self {
             qemu,
             tpm,
+            disks: Disks::new(qmp.clone()),
             qmp,
             console,
             stderr,
@@ -176,6 +179,11 @@ impl Vm {
     /// QEMU's process id.
     pub fn pid(&self) -> u32 {
         self.qemu.id()
+    }
+
+    /// Who plugs disks into it.
+    pub(crate) fn disks(&self) -> Disks {
+        self.disks.clone()
     }
 
     /// Where its network is, if not QEMU's own.

@@ -58,6 +58,7 @@ pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
         if let Ok(address) = std::fs::read_to_string(bundle.join(ADDRESS)) {
             remove_socket(Path::new(address.trim_start_matches("unix://")));
         }
+        remove_sockets_of(&line.id);
     }
     let exit = Exit::now(KILLED);
     let response =
@@ -122,6 +123,18 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
 /// Where the shim of a pod listens. The process's id makes it new each time.
 pub(crate) fn socket(id: &str) -> PathBuf {
     Path::new(RUNTIME_FOLDER).join(format!("{}-{id}", std::process::id()))
+}
+
+/// Those of shims that were killed before they had told their address.
+fn remove_sockets_of(id: &str) {
+    let entries = std::fs::read_dir(RUNTIME_FOLDER).into_iter().flatten().flatten();
+    let is_of_pod = |name: &str| {
+        name.split_once('-')
+            .is_some_and(|(pid, of)| of == id && pid.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_of_pod)) {
+        remove_socket(&entry.path());
+    }
 }
 
 fn remove_socket(path: &Path) {

@@ -10,7 +10,7 @@ use sealpod_agent_protocol::{
     Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SharedProcesses,
     SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer,
 };
-use sealpod_sandbox::{GuestImage, Network, Sandbox, SandboxConfig, Tpm};
+use sealpod_sandbox::{Disk, Disks, GuestImage, Network, Sandbox, SandboxConfig, Tpm};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -43,6 +43,9 @@ pub(crate) struct Pod {
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The volumes that were given to the guest, and who follows their changes.
     volumes: tokio::sync::Mutex<BTreeMap<String, JoinHandle<()>>>,
+    disks: Disks,
+    /// What was plugged; it stays.
+    plugged: tokio::sync::Mutex<Vec<Disk>>,
     events: Events,
 }
 
@@ -99,6 +102,8 @@ impl Pod {
             stop,
             containers: Mutex::default(),
             volumes: tokio::sync::Mutex::default(),
+            disks: sandbox.disks(),
+            plugged: tokio::sync::Mutex::default(),
             events,
         });
         tokio::spawn(pod.clone().own(sandbox, stopped, cgroup, forwarding));
@@ -155,8 +160,10 @@ impl Pod {
         wanted.request.process_namespace =
             wanted.shares_processes_of.map(|number| self.processes_of(number)).transpose()?;
         for volume in &wanted.volumes {
-            if let Volume::Files(folder) = volume {
-                self.give_volume(folder).await?;
+            match volume {
+                Volume::Files(folder) => self.give_volume(folder).await?,
+                Volume::Disk(disk) => self.plug(disk).await?,
+                Volume::Guest => {}
             }
         }
         let number = Number::take()?;
@@ -194,6 +201,22 @@ impl Pod {
             given.insert(folder.volume.clone(), follower);
         }
         Ok(())
+    }
+
+    async fn plug(&self, disk: &Disk) -> Result<(), Error> {
+        let mut plugged = self.plugged.lock().await;
+        match plugged.iter().find(|other| other.path == disk.path) {
+            Some(other) if other.read_only == disk.read_only => Ok(()),
+            Some(_) => {
+                let path = disk.path.display();
+                Err(Error::Conflict(format!("{path} is in the pod already, and not with the same access")))
+            }
+            None => {
+                self.disks.plug(disk).await?;
+                plugged.push(disk.clone());
+                Ok(())
+            }
+        }
     }
 
     /// Lets a container's process go on.
@@ -417,6 +440,7 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
         memory_mib: memory_mib(config, wanted.memory_bytes),
         cpus: wanted.cpus.unwrap_or(config.cpus),
         ephemeral_disk_mib: config.ephemeral_disk_mib,
+        pluggable_disks: true,
         accelerator: config.accelerator()?,
         tpm: Tpm::Emulated { authority: config.tpm_authority.clone() },
         network: Network::Namespace { path: wanted.network_namespace.clone() },

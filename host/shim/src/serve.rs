@@ -1,7 +1,9 @@
 //! The process that stays: serves containerd's calls for one pod until nothing of it is left.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,9 +16,14 @@ use crate::error::Error;
 use crate::events::{self, Events};
 use crate::launch;
 use crate::service::Service;
+use crate::specification;
 
 /// Set by containerd: where it takes events.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// How often, and how many times, there must be no sign of a pod.
+const LOOK: Duration = Duration::from_secs(5);
+const LOOKS: u32 = 4;
 
 /// Serves a pod; returns when it is gone.
 ///
@@ -41,14 +48,20 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let address = std::env::var(TTRPC_ADDRESS).unwrap_or_else(|_| format!("{}.ttrpc", line.address));
     let (events, sender) = Events::start(line.namespace.clone(), address);
     let done = Arc::new(Notify::new());
-    let service = Service::new(line.id.clone(), events, done.clone());
+    let service = Arc::new(Service::new(line.id.clone(), events, done.clone()));
     let socket = launch::socket(&line.id);
     let address = format!("unix://{}", socket.display());
-    let mut server = Server::new().bind(&address)?.register_service(bootstrap::services(&Arc::new(service)));
+    let mut server = Server::new().bind(&address)?.register_service(bootstrap::services(&service));
     server.start().await?;
     announce(&address)?;
 
-    done.notified().await;
+    tokio::select! {
+        () = done.notified() => {}
+        () = forsaken(&service) => {
+            tracing::warn!("containerd has forgotten the pod, and nobody else would end it");
+            service.end().await;
+        }
+    }
     // The answer to the last call is on its way.
     server.shutdown().await?;
     drop(server);
@@ -56,6 +69,17 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let _ = std::fs::remove_file(&socket);
     events::finish(sender).await;
     Ok(())
+}
+
+/// Waits until it is plain that containerd, or the `start` call, was killed while the pod started, and that no call will
+/// come: there is no pod although it is long due, or the bundle, which is this process's folder, is gone.
+async fn forsaken(service: &Service) {
+    let mut missed = 0;
+    while missed < LOOKS {
+        tokio::time::sleep(LOOK).await;
+        let expected = Path::new(specification::FILE).exists() && !service.is_idle().await;
+        missed = if expected { 0 } else { missed + 1 };
+    }
 }
 
 /// Tells the `start` call, which waits for it, and lets go of its pipe.

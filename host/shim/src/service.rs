@@ -254,6 +254,20 @@ impl Service {
         Ok(StatsResponse { stats, ..StatsResponse::default() })
     }
 
+    /// Whether there is no pod, and none is starting.
+    pub(crate) async fn is_idle(&self) -> bool {
+        self.pod.read().await.is_none() && self.starting.try_lock().is_ok()
+    }
+
+    /// Ends the pod, if it has begun; one that still begins ends with this process.
+    pub(crate) async fn end(&self) {
+        let pod = self.pod.read().await.clone();
+        if let Some(pod) = pod {
+            pod.stop(9);
+            pod.sandbox.wait().await;
+        }
+    }
+
     /// containerd asks after each container; the last one to go ends the shim.
     async fn shut_down(&self, request: &ShutdownRequest) {
         let pod = self.pod.read().await.clone();
@@ -262,10 +276,7 @@ impl Service {
                 || pod.containers().iter().any(|container| container.process.exit().is_none())
         });
         if request.now || !busy {
-            if let Some(pod) = pod {
-                pod.stop(9);
-                pod.sandbox.wait().await;
-            }
+            self.end().await;
             self.done.notify_one();
         }
     }

@@ -4,6 +4,7 @@
 //! asked for. What has no typed form is refused by name, not dropped: a pod must not run with less than it asked for.
 
 mod annotations;
+mod disks;
 mod mounts;
 mod resources;
 
@@ -53,6 +54,8 @@ pub(crate) enum Error {
     Missing(&'static str),
     #[error("{what} is refused: {why}")]
     Refused { what: String, why: &'static str },
+    #[error("the volume's device {}: {source}", path.display())]
+    Disk { path: PathBuf, source: std::io::Error },
     #[error("annotation {name}: {problem}")]
     Annotation { name: &'static str, problem: String },
 }
@@ -61,9 +64,12 @@ fn refused(what: impl Into<String>, why: &'static str) -> Error {
     Error::Refused { what: what.into(), why }
 }
 
-/// Reads the `config.json` of a bundle.
+/// Its file in a bundle.
+pub(crate) const FILE: &str = "config.json";
+
+/// Reads that of a bundle.
 pub(crate) fn read(bundle: &Path) -> Result<Spec, Error> {
-    let path = bundle.join("config.json");
+    let path = bundle.join(FILE);
     let text = std::fs::read(&path).map_err(|source| Error::Bundle { path, source })?;
     Ok(serde_json::from_slice(&text)?)
 }
@@ -149,9 +155,7 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
     let capabilities = capabilities(process);
     let hidden = linux.masked_paths().iter().flatten().next().is_some();
     let privileged = !hidden && capabilities.contains(PRIVILEGED_ONLY);
-    if !privileged && linux.devices().iter().flatten().next().is_some() {
-        return Err(refused("a device", "the host's devices do not exist in the guest"));
-    }
+    let devices = disks::devices(linux, privileged)?;
     let engines = ENGINES_CAPABILITIES.map(str::to_owned).into();
     let mounts = Mounts::read(spec)?;
     let request = CreateContainer {
@@ -174,9 +178,12 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
         process_namespace: None,
         hosts: mounts.hosts()?,
         mounts: mounts.typed()?,
+        devices: devices.iter().map(|(device, _)| device.clone()).collect(),
         resources: linux.resources().as_ref().map(resources::typed).transpose()?.unwrap_or_default(),
     };
-    Ok(ContainerSpecification { request, volumes: mounts.volumes(), shares_processes_of })
+    let disks = devices.into_iter().map(|(_, disk)| Volume::Disk(disk));
+    let volumes = mounts.volumes().into_iter().chain(disks).collect();
+    Ok(ContainerSpecification { request, volumes, shares_processes_of })
 }
 
 /// Reads what an exec is to be: an OCI process in JSON.

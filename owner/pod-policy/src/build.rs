@@ -1,6 +1,7 @@
 //! From a pod as its author wrote it to what it is allowed: exactly what kubelet and a container engine will ask for.
 
 mod command;
+mod disks;
 mod environment;
 mod security;
 mod volumes;
@@ -149,6 +150,7 @@ impl Context<'_> {
             working_directory: container.working_dir.clone().filter(|folder| !folder.is_empty()),
             fixed: security.fixed,
             mounts,
+            devices: disks::devices(spec, container)?,
             environment: environment.variables,
         })
     }

@@ -10,7 +10,7 @@ use sealpod_evidence::init_data::{self, InitData};
 use serde::Serialize;
 
 use crate::given::Given;
-use crate::policy::{ContainerPolicy, Exec, FilesVolume, ImagePolicy, MountPolicy, PodPolicy};
+use crate::policy::{ContainerPolicy, DevicePolicy, Exec, FilesVolume, ImagePolicy, MountPolicy, PodPolicy};
 use crate::rego;
 
 /// Requests that a policy must allow for them to be allowed, and what they are for people.
@@ -228,6 +228,7 @@ impl Statements {
             working_directory,
             fixed,
             mounts,
+            devices,
         } = container;
         let kind = if *init { "init container" } else { "container" };
         let about = |what: &str| format!("{kind} {name}: {what}");
@@ -252,6 +253,10 @@ impl Statements {
         }
         for (destination, mount) in mounts {
             self.add(about(&format!("mount {destination}")), mount_words(mount));
+        }
+        for (path, DevicePolicy { read_only }) in devices {
+            let access = if *read_only { ", read-only" } else { "" };
+            self.add(about(&format!("device {path}")), format!("a disk of the cluster's{access}"));
         }
     }
 
@@ -290,6 +295,7 @@ fn mount_words(mount: &MountPolicy) -> String {
             format!("an empty folder{place}, {volume}{limit}")
         }
         MountSource::EmptyFile { volume } => format!("an empty file, {volume}"),
+        MountSource::Disk { .. } => "a disk of the cluster's".into(),
     };
     let mut sources: Vec<_> = sources.iter().map(source).collect();
     sources.extend(volume_begins.iter().map(|begins| format!("the files of {begins}…")));

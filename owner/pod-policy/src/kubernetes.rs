@@ -108,8 +108,10 @@ pub(crate) struct Container {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct VolumeDevice {
     pub(crate) name: String,
+    pub(crate) device_path: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -217,7 +219,7 @@ pub(crate) struct Lifecycle {
 }
 
 /// A volume: its name, and one more key that says what it is.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Volume {
     pub(crate) name: String,
@@ -227,9 +229,40 @@ pub(crate) struct Volume {
     pub(crate) downward_api: Option<DownwardApi>,
     pub(crate) projected: Option<Projected>,
     pub(crate) empty_dir: Option<EmptyDir>,
+    pub(crate) persistent_volume_claim: Option<Claim>,
+    /// A claim that is made for the pod.
+    pub(crate) ephemeral: Option<Ephemeral>,
     #[serde(flatten)]
     pub(crate) other: BTreeMap<String, serde_json::Value>,
 }
+
+/// A claim that a StatefulSet makes for each of its pods, and gives them under its name.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ClaimTemplate {
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+impl PodSpec {
+    /// Adds a volume for a claim, instead of one of the same name.
+    pub(crate) fn add_claim(&mut self, claim: ClaimTemplate) {
+        let name = claim.metadata.name.unwrap_or_default();
+        self.volumes.retain(|volume| volume.name != name);
+        let claim = Some(Claim::default());
+        self.volumes.push(Volume { name, persistent_volume_claim: claim, ..Volume::default() });
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Claim {
+    #[serde(default)]
+    pub(crate) read_only: bool,
+}
+
+/// What the claim is like is the cluster's matter.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Ephemeral {}
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 
-use crate::kubernetes::{DataObject, Metadata, PodTemplate};
+use crate::kubernetes::{ClaimTemplate, DataObject, Metadata, PodTemplate};
 use crate::yaml::{self, AnnotateError, Annotation, Content, Node, Step, YamlError};
 
 /// The annotation by which a pod gets its init data.
@@ -196,7 +196,13 @@ impl Manifest {
         })?;
         let template_steps = template.iter().map(|name| Step::Key(name));
         let steps = steps.iter().cloned().chain(template_steps).collect();
-        let template = typed(node, &name, &template.join("."))?;
+        let mut template: PodTemplate = typed(node, &name, &template.join("."))?;
+        if kind_of_pods == Kind::StatefulSet
+            && let Some(claims) = object.at(&["spec", "volumeClaimTemplates"])
+        {
+            let claims: Vec<ClaimTemplate> = typed(claims, &name, "spec.volumeClaimTemplates")?;
+            claims.into_iter().for_each(|claim| template.spec.add_claim(claim));
+        }
         self.pods.push(Pod { name, kind: kind_of_pods, owner, template, document, steps });
         Ok(())
     }

@@ -85,6 +85,9 @@ pub struct ContainerPolicy {
     pub fixed: Fixed,
     /// By destination.
     pub mounts: BTreeMap<String, MountPolicy>,
+    /// By path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, DevicePolicy>,
 }
 
 /// Who runs a container; nothing stands for what the image says.
@@ -206,6 +209,14 @@ pub struct Fixed {
     pub unmasked_paths: bool,
 }
 
+/// A disk of the host's as a block device of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevicePolicy {
+    /// Whether it is read-only.
+    pub read_only: bool,
+}
+
 /// A volume in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -215,7 +226,8 @@ pub struct MountPolicy {
     /// Whether it may be absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
-    /// What it may be, any of these. An empty folder's `size_bytes` is the most that it may say.
+    /// What it may be, any of these. An empty folder's `size_bytes` is the most that it may say; a disk is any disk with
+    /// any file system, since all that is on it is the host's word.
     pub sources: Vec<MountSource>,
     /// The first letters of the volume's name, whose rest the cluster makes up.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,6 +17,12 @@ fn container(fields: &str) -> String {
     format!("{{containers: [{{name: a, image: i, {fields}}}]}}")
 }
 
+fn disk(claim: &str, fields: &str) -> String {
+    format!(
+        "{{containers: [{{name: a, image: i, {fields}}}], volumes: [{{name: d, persistentVolumeClaim: {{claimName: c, {claim}}}}}]}}"
+    )
+}
+
 fn volume(volume: &str, mount: &str) -> String {
     format!(
         "{{containers: [{{name: a, image: i, volumeMounts: [{{name: v, mountPath: /v, {mount}}}]}}], volumes: [{{name: v, {volume}}}]}}"
@@ -41,9 +47,20 @@ fn what_the_guest_cannot_have_is_refused() {
             "say privileged",
         ),
         (container("volumeDevices: [{name: d, devicePath: /dev/x}]"), "volumeDevices.d"),
+        (disk("", "volumeDevices: [{name: d, devicePath: /x}]"), "below /dev"),
+        (
+            disk("", "volumeDevices: [{name: d, devicePath: /dev/x}, {name: d, devicePath: /dev/x}]"),
+            "two devices",
+        ),
+        (disk("", "volumeDevices: [{name: d, devicePath: /dev/null}]"), "below /dev"),
+        (disk("", "volumeMounts: [{name: d, mountPath: /m, subPath: a}]"), "subPath"),
+        (
+            disk("", "volumeMounts: [{name: d, mountPath: /m}, {name: d, mountPath: /m/inside}]"),
+            "inside a claim's volume",
+        ),
         (container("volumeMounts: [{name: missing, mountPath: /m}]"), "no volume of this name"),
         (volume("hostPath: {path: /etc}", ""), "containers.a.volumeMounts.v: hostPath is refused"),
-        (volume("persistentVolumeClaim: {claimName: c}", ""), "persistentVolumeClaim is refused"),
+        (volume("nfs: {server: s, path: /}", ""), "nfs is refused"),
         (volume("csi: {driver: d}", ""), "csi is refused"),
         (volume("emptyDir: {medium: HugePages}", ""), "HugePages"),
         (volume("emptyDir: {medium: Memory, sizeLimit: 1.5Gi}", ""), "sizeLimit"),

@@ -72,6 +72,8 @@ options = {{ ConfigPath = "{place}/shim.toml" }}
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = "{place}/cni"
+  # A pod is in all of them.
+  max_conf_num = 0
 [plugins."io.containerd.grpc.v1.cri".registry.mirrors."{registry}"]
   endpoint = ["http://{registry}"]
 [plugins."io.containerd.grpc.v1.cri".containerd]

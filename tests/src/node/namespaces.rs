@@ -59,7 +59,7 @@ pub fn enter(end: End) -> Option<ExitCode> {
 
 /// Folders that belong to this program alone, a loopback, an address.
 fn prepare() {
-    for folder in ["/run/containerd", "/run/sealpod", "/run/netns", "/var/lib/cni"] {
+    for folder in ["/run/containerd", "/run/kata-containers", "/run/sealpod", "/run/netns", "/var/lib/cni"] {
         std::fs::create_dir_all(folder).expect("a folder");
         run("mount", &["-t", "tmpfs", "tests", folder]);
     }

@@ -31,6 +31,27 @@ pub(crate) async fn exit_codes_times_and_logs_are_true(world: &World) {
     assert!(refused.message().contains("/bin/nothing"), "{}", refused.message());
 }
 
+/// As kubelet does for `restartPolicy`: another container of the same name, and the first is gone.
+pub(crate) async fn a_container_that_failed_runs_again_with_the_pods_volumes(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let cache = node.path("kubelet/pods/0a1b/volumes/kubernetes.io~empty-dir/attempts");
+    std::fs::create_dir_all(&cache).unwrap();
+    for attempt in 0..2 {
+        let script = "echo try >> /cache/tries; wc -l < /cache/tries; [ $(wc -l < /cache/tries) = 2 ]";
+        let mut config = node.container_config("again", &world.image(), script);
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        config.log_path = format!("again-{attempt}.log");
+        let host_path = cache.display().to_string();
+        config.mounts = vec![cri::Mount { container_path: "/cache".into(), host_path, ..Default::default() }];
+        let (status, lines) = node.run(&pod, config).await;
+        assert_eq!(status.exit_code, i32::from(attempt == 0));
+        assert_eq!(lines[0].text, (attempt + 1).to_string());
+        let gone = cri::RemoveContainerRequest { container_id: status.id };
+        node.runtime().remove_container(gone).await.unwrap();
+    }
+}
+
 pub(crate) async fn an_exec_runs_and_its_exit_code_comes_back(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;

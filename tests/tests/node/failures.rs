@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::Node;
-use sealpod_tests::node::NodePod;
+use sealpod_tests::node::{NodePod, RUNTIME, cri};
 
 use crate::world::World;
 
@@ -21,7 +21,7 @@ fn processes(program: &str, word: &str) -> Vec<Pid> {
 }
 
 /// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces of pods.
-fn inventory() -> Vec<String> {
+pub(crate) fn inventory() -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for program in ["qemu-system-x86_64", "swtpm", "containerd-shim-sealpod-v2"] {
         found.extend(processes(program, "").iter().map(|pid| format!("{program} {}", pid.as_raw_pid())));
@@ -69,6 +69,70 @@ pub(crate) async fn a_killed_tpm_fails_its_pod_and_leaves_nothing(world: &World)
 
 pub(crate) async fn a_killed_shim_fails_its_pod_and_leaves_nothing(world: &World) {
     fails_and_leaves_nothing(world, "killed-shim", "containerd-shim-sealpod-v2").await;
+}
+
+/// Kills one of a pod's processes as soon as it is there, while containerd waits for the pod.
+pub(crate) async fn a_pod_killed_at_its_start_fails_and_leaves_nothing(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    for program in ["containerd-shim-sealpod-v2", "swtpm", "qemu-system-x86_64"] {
+        let known = processes(program, "");
+        let starting =
+            node.try_run_pod(node.pod_config(&format!("early-{program}"), Some(&world.init_data())), RUNTIME);
+        let killing = node.until("it is there", async || {
+            let new = processes(program, "").into_iter().find(|pid| !known.contains(pid))?;
+            // It may be about to become another program.
+            kill_process(new, Signal::KILL).ok()
+        });
+        let (started, ()) = tokio::join!(starting, killing);
+        let refused = started.expect_err(program);
+        assert!(!refused.message().is_empty());
+        remove_all_but_ready(&node).await;
+        node.until("nothing is left", async || (inventory() == before).then_some(())).await;
+    }
+}
+
+/// What kubelet does with what it does not know.
+async fn remove_all_but_ready(node: &Node) {
+    let all = node.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+    for pod in all.unwrap().into_inner().items {
+        if pod.state() == cri::PodSandboxState::SandboxNotready {
+            node.remove(&NodePod { id: pod.id, config: cri::PodSandboxConfig::default() }).await;
+        }
+    }
+}
+
+pub(crate) async fn containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed(
+    world: &World,
+) {
+    let mut node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    {
+        let starting = node.try_run_pod(node.pod_config("orphan", Some(&world.init_data())), RUNTIME);
+        let vms = processes("qemu-system-x86_64", "").len();
+        let killing = async {
+            node.until("its VM is there", async || {
+                (processes("qemu-system-x86_64", "").len() > vms).then_some(())
+            })
+            .await;
+            let containerd = processes("containerd", node.path("containerd.toml").to_str().unwrap())[0];
+            kill_process(containerd, Signal::KILL).unwrap();
+        };
+        let (started, ()) = tokio::join!(starting, killing);
+        assert!(started.is_err(), "containerd was killed");
+    }
+    node.start_containerd();
+    node.ready().await;
+    // The shim goes on; its pod becomes ready or is gone. kubelet removes what it has not heard of.
+    let all = node.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+    for pod in all.unwrap().into_inner().items {
+        if pod.metadata.is_some_and(|metadata| metadata.name == "orphan") {
+            node.remove(&NodePod { id: pod.id, config: cri::PodSandboxConfig::default() }).await;
+        }
+    }
+    node.until("nothing is left", async || (inventory() == before).then_some(())).await;
 }
 
 pub(crate) async fn pods_outlive_containerd(world: &World) {

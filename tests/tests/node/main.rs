@@ -2,7 +2,10 @@
 //! themselves, so that nothing of it is seen outside or outlives them.
 
 mod containers;
+mod disks;
 mod failures;
+mod hostile;
+mod network;
 mod pods;
 mod streams;
 mod versions;
@@ -43,15 +46,19 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(trials!(world, pods:
         an_encrypted_image_runs_and_the_host_asks_for_no_layer,
-        a_pod_is_reached_by_its_address_and_reaches_others,
         what_a_confidential_pod_cannot_have_is_refused_with_the_reason,
         what_the_policy_does_not_allow_is_refused_by_name,
         a_runc_pod_runs_beside,
         containers_of_a_pod_share_processes_where_it_says_so,
         a_debug_container_sees_its_targets_processes,
     ));
+    trials.extend(trials!(world, network:
+        a_pod_is_reached_by_its_address_and_reaches_others,
+        a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give,
+    ));
     trials.extend(trials!(world, containers:
         exit_codes_times_and_logs_are_true,
+        a_container_that_failed_runs_again_with_the_pods_volumes,
         an_exec_runs_and_its_exit_code_comes_back,
         a_container_is_stopped_with_grace_and_then_without,
         the_image_says_user_and_command_and_the_pod_may_change_them,
@@ -71,6 +78,11 @@ fn main() -> ExitCode {
         files_of_the_host_arrive_and_are_updated,
         empty_volumes_are_shared_and_bounded,
     ));
+    trials.extend(trials!(world, disks:
+        a_raw_block_volume_is_a_device_of_the_container,
+        a_csi_volume_is_mounted_in_the_guest_and_left_clean,
+        a_volume_that_is_mounted_on_the_host_is_refused,
+    ));
     trials.extend(trials!(world, versions:
         containerd_1_7_runs_pods,
         containerd_2_runs_pods,
@@ -80,7 +92,12 @@ fn main() -> ExitCode {
         a_killed_vm_fails_its_pod_and_leaves_nothing,
         a_killed_tpm_fails_its_pod_and_leaves_nothing,
         a_killed_shim_fails_its_pod_and_leaves_nothing,
+        a_pod_killed_at_its_start_fails_and_leaves_nothing,
+        containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed,
         pods_in_a_row_and_at_once_leave_nothing,
+    ));
+    trials.extend(trials!(world, hostile:
+        a_guest_that_lies_and_floods_costs_its_own_pod_only,
     ));
     let conclusion = libtest_mimic::run(&arguments, trials);
     match Arc::into_inner(world) {

@@ -37,47 +37,6 @@ pub(crate) async fn an_encrypted_image_runs_and_the_host_asks_for_no_layer(world
     assert!(!node.is_ready(&pod).await);
 }
 
-pub(crate) async fn a_pod_is_reached_by_its_address_and_reaches_others(world: &World) {
-    let node = world.node().await;
-    let pod = world.pod(&node).await;
-    let script = "echo page > /tmp/index.html; hostname; cat /etc/resolv.conf; ip -6 addr show dev eth0 | grep -c fd00:88;
-        cat /sys/class/net/eth0/mtu; httpd -f -p 80 -h /tmp";
-    let server = node.spawn(&pod, node.container_config("server", &world.image(), script)).await;
-    let address = node.address(&pod).await;
-    let page = node
-        .until("the server answers", async || {
-            let mut stream = tokio::net::TcpStream::connect((address.as_str(), 80)).await.ok()?;
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.ok()?;
-            answer.ends_with("page\n").then_some(answer)
-        })
-        .await;
-    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
-    let lines = sealpod_tests::node::log_lines(node.status(&server).await.log_path.as_ref());
-    let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
-    assert_eq!(
-        text,
-        [
-            "shared",
-            "nameserver 192.0.2.53",
-            "search default.svc.cluster.local",
-            "options ndots:5",
-            "1",
-            "1400"
-        ]
-    );
-    // Another container of the pod by loopback, and the machine's own address through the gateway.
-    let registry = world.owner().registry_in_guest();
-    let script = format!(
-        "wget -q -O - http://127.0.0.1/ && wget -q -O - http://{registry}/v2/ > /dev/null && echo reached"
-    );
-    let (status, lines) = node.run(&pod, node.container_config("client", &world.image(), &script)).await;
-    assert_eq!(status.exit_code, 0, "{lines:?}");
-    assert_eq!(lines.last().unwrap().text, "reached");
-}
-
 pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reason(world: &World) {
     let node = world.node().await;
     let options = |change: fn(&mut cri::NamespaceOption)| {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 pub(crate) use cmdline::Parameters;
-pub(crate) use modules::load_for_pod;
+pub(crate) use modules::{load_for_disks, load_for_pod};
 
 use crate::api::Agent;
 
@@ -27,7 +27,8 @@ pub(crate) fn run() -> ! {
     power_off()
 }
 
-/// Ends the guest at once. Nothing in it outlives it, so there is nothing to save.
+/// Ends the guest at once. Nothing in it outlives it but what containers wrote to disks of the host's, which is saved
+/// before.
 pub(crate) fn power_off() -> ! {
     // Only fails without CAP_SYS_BOOT, in which case PID 1's end panics the kernel: as good an end.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);

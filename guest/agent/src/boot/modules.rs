@@ -16,7 +16,9 @@ pub(super) const BOOT: &str = "boot";
 pub(super) const VSOCK: &str = "vsock";
 /// What pods need, but not the first answer to the host.
 const POD: &[&str] = &["network", "overlay"];
-/// What an ephemeral disk needs: its driver and encryption.
+/// What any disk needs.
+const BLOCK: &str = "block";
+/// What an ephemeral disk needs beyond that: encryption.
 const DISK: &str = "disk";
 /// virtio's number for block devices.
 const BLOCK_DEVICE: &str = "0x0002";
@@ -66,7 +68,12 @@ pub(super) fn load(group: &'static str) -> Result<(), Error> {
 /// thread, and for when the TPM is busy anyway.
 pub(crate) fn load_for_pod() -> Result<(), Error> {
     POD.iter().try_for_each(|group| load(group))?;
-    if has_block_device() { load(DISK) } else { Ok(()) }
+    if has_block_device() { [BLOCK, DISK].iter().try_for_each(|group| load(group)) } else { Ok(()) }
+}
+
+/// Loads what disks need that the host plugs in later. What is loaded already costs next to nothing.
+pub(crate) fn load_for_disks() -> Result<(), Error> {
+    load(BLOCK)
 }
 
 fn has_block_device() -> bool {

@@ -19,9 +19,10 @@ use libcontainer::syscall::syscall::SyscallType;
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
+use super::disks::DeviceNode;
 use super::namespace;
 use super::rootfs::{Folders, RUNTIME, create_folder};
-use super::spec::{self, Filter, ImageProcess, Privileges, UserJson, VolumeMount};
+use super::spec::{self, Filter, ImageProcess, Places, Privileges, UserJson, VolumeMount};
 use super::user::{self, User};
 use super::workload::{NOT_EXECUTABLE, NOT_FOUND, Workload};
 use crate::failure::chain;
@@ -50,6 +51,7 @@ pub(super) struct Create {
     /// The image's unpacked layers, lowest first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) volumes: Vec<VolumeMount>,
+    pub(super) devices: Vec<DeviceNode>,
     /// That of others which it shares.
     pub(super) process_namespace: Option<PathBuf>,
     pub(super) hostname: String,
@@ -137,7 +139,8 @@ fn create(create: &Create) -> Result<i32, Error> {
     create_folder(&folders.root, Path::new(&process.working_directory))
         .map_err(io_while("create the working directory"))?;
     let namespace = create.process_namespace.as_deref();
-    let specification = spec::container(request, &process, &user, &create.volumes, namespace, &folders)?;
+    let places = Places { volumes: &create.volumes, devices: &create.devices, folders: &folders };
+    let specification = spec::container(request, &process, &user, places, namespace)?;
     fs::write(folders.bundle.join("config.json"), serde_json::to_vec(&specification)?)
         .map_err(io_while("write the runtime's specification"))?;
     fs::create_dir_all(RUNTIME).map_err(io_while("create the runtime's folder"))?;

@@ -1,6 +1,7 @@
 //! Containers: created from verified images, with limits and without privileges, through the OCI runtime.
 
 mod control_group;
+mod disks;
 pub(crate) mod helper;
 mod launch;
 pub(crate) mod namespace;
@@ -20,14 +21,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use disks::{DeviceNode, Disks};
 use namespace::PodNamespace;
 pub(crate) use process::{Process, Stream};
 use rootfs::Folders;
 pub(crate) use rootfs::POD_CGROUP;
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_agent_protocol::{
-    ContainerState, CreateContainer, ExecProcess, Failure, FailureKind, Interface, Mount, Phase, ProcessRef,
-    Resources, Statistics,
+    ContainerState, CreateContainer, Device, ExecProcess, Failure, FailureKind, Interface, Mount,
+    MountSource, Phase, ProcessRef, Resources, Statistics,
 };
 pub(crate) use spec::ImageProcess;
 use spec::VolumeMount;
@@ -43,6 +45,8 @@ pub(crate) const SHARED_MEMORY: &str = "/run/sealpod/shm";
 /// How long killed processes may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(2);
+/// How long they may keep the machine from ending.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// An image as far as containers need it.
 #[derive(Clone, Debug)]
@@ -68,6 +72,7 @@ pub(crate) struct Containers {
     reaper: Reaper,
     files: PodFiles,
     pub(crate) volumes: Volumes,
+    disks: Disks,
     pod_namespace: PodNamespace,
     /// `None` while one is being created.
     all: Mutex<BTreeMap<String, Option<Arc<Container>>>>,
@@ -90,6 +95,7 @@ impl Containers {
             reaper,
             files,
             volumes: Volumes::new(),
+            disks: Disks::default(),
             pod_namespace: PodNamespace::default(),
             all: Mutex::default(),
         }
@@ -142,7 +148,8 @@ impl Containers {
         image: ContainerImage,
         folders: &Folders,
     ) -> Result<Container, Failure> {
-        let volumes = self.find_volumes(&request.mounts)?;
+        let volumes = self.find_volumes(&request.mounts).await?;
+        let devices = self.find_devices(&request.devices).await?;
         self.write_etc(&request, folders)?;
         let (id, name, reference) = (request.id.clone(), request.name.clone(), request.image.clone());
         let namespace = match &request.process_namespace {
@@ -155,6 +162,7 @@ impl Containers {
             image: image.process,
             layers: image.layers,
             volumes,
+            devices,
             process_namespace: namespace.as_ref().map(namespace::path),
             hostname: self.files.hostname.clone(),
         }));
@@ -173,17 +181,44 @@ impl Containers {
         })
     }
 
-    fn find_volumes(&self, mounts: &[Mount]) -> Result<Vec<VolumeMount>, Failure> {
-        let found = mounts.iter().map(|mount| {
-            VolumeMount::check_destination(&mount.destination)
+    async fn find_volumes(&self, mounts: &[Mount]) -> Result<Vec<VolumeMount>, Failure> {
+        let mut found = Vec::new();
+        // What the host names last must not hide what it names first.
+        let mut mounts: Vec<_> = mounts.iter().collect();
+        mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
+        let disks: Vec<_> = mounts
+            .iter()
+            .filter(|mount| matches!(mount.source, MountSource::Disk { .. }))
+            .map(|mount| Path::new(&mount.destination))
+            .collect();
+        for Mount { destination, read_only, source } in mounts {
+            VolumeMount::check_destination(destination)
                 .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
-            Ok(VolumeMount {
-                destination: mount.destination.clone(),
-                source: self.volumes.path(&mount.source)?,
-                read_only: mount.read_only,
-            })
-        });
-        found.collect()
+            if Path::new(destination).ancestors().skip(1).any(|above| disks.contains(&above)) {
+                let message = format!("{destination:?} would be inside a disk of the host's");
+                return Err(failure(FailureKind::Invalid, message).hint("mount it beside the disk"));
+            }
+            let source = match source {
+                MountSource::Disk { disk, file_system, group } => {
+                    self.disks.file_system(disk, file_system, *group).await?
+                }
+                of_guest => self.volumes.path(of_guest)?,
+            };
+            found.push(VolumeMount { destination: destination.clone(), source, read_only: *read_only });
+        }
+        Ok(found)
+    }
+
+    async fn find_devices(&self, devices: &[Device]) -> Result<Vec<DeviceNode>, Failure> {
+        let mut found: Vec<DeviceNode> = Vec::new();
+        for device in devices {
+            if found.iter().any(|other| other.path == device.path) {
+                let message = format!("there are two devices at {:?}", device.path);
+                return Err(failure(FailureKind::Invalid, message));
+            }
+            found.push(self.disks.device(device).await?);
+        }
+        Ok(found)
     }
 
     fn write_etc(&self, request: &CreateContainer, folders: &Folders) -> Result<(), Failure> {
@@ -232,6 +267,32 @@ impl Containers {
             }
         };
         Ok(())
+    }
+
+    /// Before the machine's end: ends all processes where there are disks that they may write to, and leaves those whole.
+    pub(crate) async fn leave_disks(&self) {
+        if !self.disks.are_used().await {
+            return;
+        }
+        let all: Vec<_> = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.values().flatten().cloned().collect()
+        };
+        for container in &all {
+            // Those that do not end are told below.
+            let _ = kill_all(&container.folders);
+        }
+        let ended = async {
+            for container in &all {
+                while control_group::has_processes(&container.folders.cgroup) {
+                    tokio::time::sleep(MOMENT).await;
+                }
+            }
+        };
+        if tokio::time::timeout(END_LIMIT, ended).await.is_err() {
+            tracing::warn!(limit = ?END_LIMIT, "some processes do not end, and may leave their disks unclean");
+        }
+        self.disks.leave().await;
     }
 
     pub(crate) fn list(&self) -> Vec<ContainerState> {

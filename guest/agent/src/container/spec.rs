@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::control_group::{CPU_PERIOD_US, cpu_quota_us};
+use super::disks::DeviceNode;
 use super::reduce::effective_command;
 use super::rootfs::{CGROUP, Folders};
 use super::seccomp;
@@ -313,15 +314,23 @@ impl UserJson {
     }
 }
 
+/// Where on this machine a container's files are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places<'a> {
+    pub(super) volumes: &'a [VolumeMount],
+    pub(super) devices: &'a [DeviceNode],
+    pub(super) folders: &'a Folders,
+}
+
 /// The specification of a container.
 pub(super) fn container(
     request: &CreateContainer,
     process: &Process,
     user: &User,
-    volumes: &[VolumeMount],
+    places: Places<'_>,
     process_namespace: Option<&Path>,
-    folders: &Folders,
 ) -> Result<Value, Error> {
+    let Places { volumes, devices, folders } = places;
     let privileges = Privileges::of_request(request)?;
     let user = UserJson::new(user, &request.supplemental_groups);
     let hide = !request.privileged && !request.unmasked_paths;
@@ -340,6 +349,7 @@ pub(super) fn container(
             "namespaces": [pid_namespace, {"type": "mount"}, {"type": "cgroup"}],
             "cgroupsPath": format!("{CGROUP}/{}", request.id),
             "resources": resources(&request.resources),
+            "devices": devices.iter().map(device).collect::<Vec<_>>(),
             "maskedPaths": paths(MASKED_PATHS),
             "readonlyPaths": paths(READ_ONLY_PATHS),
         },
@@ -392,6 +402,12 @@ fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount])
     ];
     mounts.extend(volumes.iter().map(volume));
     mounts.into()
+}
+
+/// Readable and writable for its owner and group, as block devices are.
+fn device(device: &DeviceNode) -> Value {
+    let DeviceNode { path, major, minor, user, group } = device;
+    json!({"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660, "uid": user, "gid": group})
 }
 
 /// cgroup v2 limits.
@@ -473,13 +489,22 @@ mod tests {
         Process::main(&image(), &request, "pod").unwrap()
     }
 
+    /// Without volumes.
+    fn bare(request: &CreateContainer, process: &Process) -> Value {
+        let places = Places { volumes: &[], devices: &[], folders: &Folders::of(&request.id) };
+        container(request, process, &user(), places, None).unwrap()
+    }
+
     fn specification(change: impl FnOnce(&mut CreateContainer)) -> Spec {
         let mut request = request();
         change(&mut request);
         let process = Process::main(&image(), &request, "pod").unwrap();
         let volumes =
             [VolumeMount { destination: "/data".into(), source: "/volume".into(), read_only: true }];
-        let json = container(&request, &process, &user(), &volumes, None, &Folders::of(&request.id));
+        let devices = [DeviceNode { path: "/dev/xvda".into(), major: 254, minor: 16, user: 0, group: 6 }];
+        let folders = Folders::of(&request.id);
+        let places = Places { volumes: &volumes, devices: &devices, folders: &folders };
+        let json = container(&request, &process, &user(), places, None);
         serde_json::from_value(json.unwrap()).unwrap()
     }
 
@@ -615,7 +640,7 @@ mod tests {
     fn privileged_means_all_within_the_guest() {
         let request = CreateContainer { privileged: true, ..request() };
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let json = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
+        let json = bare(&request, &main);
         let spec: Spec = serde_json::from_value(json.clone()).unwrap();
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.seccomp().is_none());
@@ -629,7 +654,7 @@ mod tests {
     fn execs_of_a_container_never_gain_privileges() {
         let request = CreateContainer { allow_privilege_escalation: true, ..request() };
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let json = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
+        let json = bare(&request, &main);
         assert_eq!(Privileges::of_exec(&json).filter, Filter::AtTheEnd);
     }
 
@@ -645,6 +670,17 @@ mod tests {
         for destination in ["", "/", "data", "/../etc", "/a/../b", "/proc", "/proc/sys", "/sys/fs", "/a\0"] {
             assert!(VolumeMount::check_destination(destination).is_err(), "{destination:?}");
         }
+    }
+
+    #[test]
+    fn a_device_is_its_owners() {
+        let spec = specification(|_| ());
+        let device = &spec.linux().as_ref().unwrap().devices().as_ref().unwrap()[0];
+        assert_eq!(
+            (device.path().as_path(), device.major(), device.minor()),
+            (Path::new("/dev/xvda"), 254, 16)
+        );
+        assert_eq!((device.file_mode(), device.uid(), device.gid()), (Some(0o660), Some(0), Some(6)));
     }
 
     #[test]
@@ -671,7 +707,7 @@ mod tests {
     fn an_exec_inherits_from_its_container() {
         let request = request();
         let main = Process::main(&image(), &request, "pod").unwrap();
-        let specification = container(&request, &main, &user(), &[], None, &Folders::of("c1")).unwrap();
+        let specification = bare(&request, &main);
         let mut exec = ExecProcess { command: vec!["id".into()], ..ExecProcess::default() };
         exec.environment.insert("A".into(), "9".into());
         let process = Process::exec(&specification, &exec).unwrap();

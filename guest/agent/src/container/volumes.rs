@@ -87,6 +87,9 @@ impl Volumes {
             MountSource::EmptyFile { volume } => {
                 self.path_of_empty(volume, Volume::EmptyFile, make_empty_file)
             }
+            MountSource::Disk { disk, .. } => {
+                Err(failure(FailureKind::Invalid, format!("disk {disk:?} is not the guest's own")))
+            }
         }
     }
 

@@ -65,16 +65,26 @@ impl Netlink {
         Ok(links.collect())
     }
 
+    /// Gives an interface that is down another name.
+    pub(super) fn rename(&mut self, index: u32, name: &str) -> Result<(), Error> {
+        self.set(index, LinkAttribute::IfName(name.to_owned()), || format!("name an interface {name}"))
+    }
+
+    fn set(&mut self, index: u32, what: LinkAttribute, doing: impl Fn() -> String) -> Result<(), Error> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes.push(what);
+        self.request(RouteNetlinkMessage::SetLink(link), NLM_F_ACK, doing)?;
+        Ok(())
+    }
+
     /// Gives one interface its name, addresses and routes.
     pub(super) fn configure(&mut self, index: u32, interface: &ParsedInterface<'_>) -> Result<(), Error> {
         let name = &interface.given.name;
-        let mut link = LinkMessage::default();
-        link.header.index = index;
-        link.attributes.push(LinkAttribute::IfName(name.clone()));
-        link.attributes.extend(interface.given.mtu.map(LinkAttribute::Mtu));
-        self.request(RouteNetlinkMessage::SetLink(link), NLM_F_ACK, || {
-            format!("set name and MTU of {name}")
-        })?;
+        self.rename(index, name)?;
+        if let Some(mtu) = interface.given.mtu {
+            self.set(index, LinkAttribute::Mtu(mtu), || format!("set the MTU of {name}"))?;
+        }
         self.bring_up(index, name)?;
         let create = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         for (address, length) in &interface.addresses {

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use sealpod_agent_protocol::{Dns, HostEntry, Mount, MountSource};
+use sealpod_sandbox::Disk;
 
-use super::{Error, refused};
+use super::{Error, disks, refused};
 
 /// What every container has, and the guest makes itself.
 const OWN: [&str; 8] =
@@ -27,6 +28,8 @@ pub(super) struct Mounts {
 pub(crate) enum Volume {
     /// Files that kubelet wrote to the host and that the guest gets by RPC.
     Files(HostFolder),
+    /// A disk that is plugged into the VM.
+    Disk(Disk),
     /// The guest's own.
     Guest,
 }
@@ -130,9 +133,17 @@ fn volume(destination: &str, source: &Path, options: &[String]) -> Result<(Mount
             }
             _ => Err(refused(
                 format!("the volume {name:?} at {destination:?} ({plugin})"),
-                "only ConfigMap, Secret, downward API, projected and emptyDir volumes reach a confidential pod",
+                "only ConfigMap, Secret, downward API, projected, emptyDir and CSI volumes reach a confidential pod",
             )),
         },
+        ["volumes", "kubernetes.io~csi", name, "mount"] => {
+            let mount = typed(MountSource::Empty { volume: name.to_string(), size_bytes: None, group: None });
+            disks::volume(name, mount, source).map(|(mount, disk)| (mount, Volume::Disk(disk)))
+        }
+        ["volume-subpaths", name, ..] if is_of_driver(source, name) => Err(refused(
+            format!("a part (subPath) of the volume {name:?} at {destination:?}"),
+            "the host does not see into a volume that the guest mounts",
+        )),
         ["volume-subpaths", name, container, number] => {
             // A copy of its own: what kubelet resolved for this container, at its start.
             let volume = format!("{name}.{container}.{number}");
@@ -149,6 +160,11 @@ fn volume(destination: &str, source: &Path, options: &[String]) -> Result<(Mount
             "files of the host are not the pod's; give them as a ConfigMap, a Secret or in the image",
         )),
     }
+}
+
+/// Whether a volume of which a part is mounted is a CSI driver's: kubelet keeps both below the pod's folder.
+fn is_of_driver(part: &Path, name: &str) -> bool {
+    part.ancestors().nth(4).is_some_and(|pod| pod.join("volumes/kubernetes.io~csi").join(name).exists())
 }
 
 /// The size of an emptyDir in memory: kubelet mounted a tmpfs of that size.
@@ -244,7 +260,7 @@ mod tests {
             ("/etc", &["rbind"][..], "hostPath"),
             ("/var/lib/kubelet/pods", &["rbind"], "hostPath"),
             (&format!("{POD}/volumes/kubernetes.io~csi/pvc-1"), &["rbind"], "pvc-1"),
-            (&format!("{POD}/volumes/kubernetes.io~csi/pvc-1/mount"), &["rbind"], "hostPath"),
+            (&format!("{POD}/volumes/kubernetes.io~csi/pvc-1/mount"), &["rbind"], "direct-assigned"),
             (&format!("{POD}/volumes/kubernetes.io~empty-dir/a"), &["rbind", "rshared"], "propagation"),
         ] {
             let refusal = typed(source, options).unwrap_err().to_string();

@@ -218,7 +218,7 @@ fn what_a_container_cannot_have_is_refused_by_name() {
         (
             "/linux/devices",
             json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]),
-            "a device",
+            "/dev/fuse",
         ),
         ("/hooks", json!({"poststop": [{"path": "/bin/hook"}]}), "OCI hook"),
         ("/linux/resources/hugepageLimits", json!([{"pageSize": "2MB", "limit": 2_097_152}]), "huge pages"),

@@ -1,6 +1,7 @@
 //! A container's volumes, in the guest's words, and the files that the host may give them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use sealpod_agent_protocol::MountSource;
 use sealpod_evidence::HashAlgorithm;
@@ -11,7 +12,7 @@ use crate::manifest::{ObjectKind, Value};
 use crate::policy::{FilesVolume, MountPolicy};
 
 use super::environment::{Environment, not_in_input};
-use super::{Context, Problem, Result, problem};
+use super::{Context, Problem, Result, disks, problem};
 
 /// What every container has and the guest makes itself, whatever the manifest mounts there.
 const GUESTS_OWN: [&str; 10] = [
@@ -49,10 +50,6 @@ impl Context<'_> {
         environment: &Environment,
         files: &mut Files,
     ) -> Result<BTreeMap<String, MountPolicy>> {
-        if let Some(device) = container.volume_devices.first() {
-            let why = "block devices of the cluster do not reach a confidential pod";
-            return Err(problem(format!("volumeDevices.{}", device.name), why));
-        }
         let mut mounts = BTreeMap::new();
         for (number, mount) in container.volume_mounts.iter().enumerate() {
             let what = format!("volumeMounts.{}", mount.name);
@@ -73,6 +70,14 @@ impl Context<'_> {
             }
             if mounts.insert(destination.clone(), policy).is_some() {
                 return Err(problem(what, format!("there are two volumes at {destination}")));
+            }
+        }
+        for (place, _) in mounts.iter().filter(|(_, mount)| disks::is_disk(mount)) {
+            let inside = mounts.keys().find(|other| Path::new(other).starts_with(place) && *other != place);
+            if let Some(inside) = inside {
+                let why =
+                    "nothing can be mounted inside a claim's volume, whose links could lead it elsewhere";
+                return Err(problem(format!("volumeMounts at {inside}"), why));
             }
         }
         if spec.automount_service_account_token.unwrap_or(true) && !mounts.contains_key(TOKEN_FOLDER) {
@@ -99,6 +104,9 @@ impl Context<'_> {
         environment: &Environment,
         files: &mut Files,
     ) -> Result<MountPolicy> {
+        if let Some(claim) = disks::claim(volume) {
+            return disks::mount(&claim, mount);
+        }
         let name = &volume.name;
         let is_part = !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty();
         let (read_only, paths) = match self.paths(volume)? {
@@ -146,14 +154,14 @@ impl Context<'_> {
 
     /// The files of a volume that the host fills, or nothing for an empty folder.
     fn paths(&self, volume: &Volume) -> Result<Option<Paths>> {
-        let Volume { config_map, secret, downward_api, projected, empty_dir: _, other, .. } = volume;
+        let Volume { config_map, secret, downward_api, projected, other, .. } = volume;
         if let Some(kind) = other.keys().next() {
             let why = match kind.as_str() {
                 "hostPath" => {
                     "files of the host are not the pod's; give them as a ConfigMap, a Secret or in the image"
                 }
                 _ => {
-                    "only ConfigMap, Secret, downward API, projected and emptyDir volumes reach a confidential pod"
+                    "only ConfigMap, Secret, downward API, projected and emptyDir volumes, and claims, reach a confidential pod"
                 }
             };
             return Err(problem("", format!("{kind} is refused: {why}")));

@@ -25,7 +25,7 @@ is_mounted(destination, _) if {
 }
 
 source_fits(want, source) if {
-	source.kind != "empty"
+	source.kind in {"files", "empty_file"}
 	source in want.sources
 }
 
@@ -40,6 +40,13 @@ source_fits(want, source) if {
 	source == {"kind": "empty", "volume": known.volume, "size_bytes": source.size_bytes, "group": source.group}
 	group_fits(source.group)
 	size_fits(want, known.size_bytes, source.size_bytes)
+}
+
+source_fits(want, source) if {
+	some known in want.sources
+	known.kind == "disk"
+	source == {"kind": "disk", "disk": source.disk, "file_system": source.file_system, "group": source.group}
+	group_fits(source.group)
 }
 
 group_fits(group) if group in [null, pod.fs_group]
@@ -85,7 +92,36 @@ shown_sources(want) := concat("", ["files of a volume ", want.volume_begins, "â€
 
 shown_sources(want) := want.sources if not want.volume_begins
 
+# Its block devices.
+
+devices_fit if {
+	every device in input.devices { wanted_devices[device.path].read_only == device.read_only }
+	every path, _ in wanted_devices { path in given_devices }
+}
+
+wanted_devices := object.get(container, "devices", {})
+
+given_devices := {device.path | some device in input.devices}
+
+device_denials contains {"field": concat("", ["devices.", device.path]), "expected": "absent", "actual": "present"} if {
+	some device in input.devices
+	not wanted_devices[device.path]
+}
+
+device_denials contains {"field": concat("", ["devices.", path]), "expected": "present", "actual": "absent"} if {
+	some path, _ in wanted_devices
+	not path in given_devices
+}
+
+device_denials contains {"field": concat("", ["devices.", device.path, ".read_only"]), "expected": want.read_only, "actual": device.read_only} if {
+	some device in input.devices
+	want := wanted_devices[device.path]
+	device.read_only != want.read_only
+}
+
 CreateContainer_denials contains denial if some denial in mount_denials
+
+CreateContainer_denials contains denial if some denial in device_denials
 
 CreateContainer_denials contains {"field": "mounts", "expected": "one volume at each place", "actual": "several at one"} if {
 	container

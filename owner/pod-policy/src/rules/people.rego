@@ -19,6 +19,7 @@ is_debug_container if {
 	debug_capabilities_fit
 	debug_processes_fit
 	debug_mounts_fit
+	input.devices == []
 }
 
 has_debug_image if {
@@ -56,6 +57,11 @@ CreateContainer_denials contains {"field": field, "expected": false, "actual": t
 CreateContainer_denials contains {"field": "process_namespace", "expected": "a container's", "actual": "the pod's"} if {
 	has_debug_image
 	not debug_processes_fit
+}
+
+CreateContainer_denials contains {"field": "devices", "expected": "none", "actual": "some"} if {
+	has_debug_image
+	input.devices != []
 }
 
 CreateContainer_denials contains {"field": "mounts", "expected": "none", "actual": "some"} if {

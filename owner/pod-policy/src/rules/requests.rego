@@ -24,6 +24,7 @@ CreateContainer if {
 	processes_fit
 	every field, value in container.fixed { input[field] == value }
 	mounts_fit
+	devices_fit
 	hosts_mislead_nobody
 	hosts_are_complete
 }
@@ -52,7 +53,7 @@ known_fields := {
 	"id", "name", "image", "command", "arguments", "environment", "user", "supplemental_groups", "working_directory",
 	"terminal", "stdin", "read_only_root", "capabilities", "allow_privilege_escalation", "unmasked_paths", "privileged",
 	"mounts", "hosts", "resources", "effective_command", "image_digest", "image_entrypoint", "image_environment",
-	"image_user", "image_working_directory", "process_namespace", "target", "container", "exec", "volume", "group", "files",
+	"image_user", "image_working_directory", "process_namespace", "target", "devices", "container", "exec", "volume", "group", "files",
 }
 
 fields_are_known if every field, value in input { is_known(field, value) }

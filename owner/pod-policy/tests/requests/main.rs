@@ -2,5 +2,6 @@
 
 mod containers;
 mod details;
+mod disks;
 mod pod;
 mod world;

@@ -1,0 +1,137 @@
+//! The network that CNI gave a pod.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use sealpod_tests::Node;
+use sealpod_tests::node::namespaces::ADDRESS;
+use sealpod_tests::node::{RUNTIME, cri, map};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::world::World;
+
+/// Serves one page, which says so.
+const SERVER: &str = "echo page > /tmp/index.html; httpd -f -p 80 -h /tmp";
+
+/// A point-to-point link, ports of the node, and limits.
+const LINK: &str = r#"{
+  "cniVersion": "0.4.0",
+  "name": "links",
+  "plugins": [
+    {
+      "type": "ptp",
+      "mtu": 1300,
+      "ipam": {
+        "type": "host-local",
+        "ranges": [[{ "subnet": "10.99.0.0/24" }]],
+        "routes": [{ "dst": "198.51.100.0/24" }],
+        "dataDir": "/run/sealpod/cni"
+      }
+    },
+    { "type": "portmap", "capabilities": { "portMappings": true } },
+    { "type": "bandwidth", "capabilities": { "bandwidth": true } }
+  ]
+}
+"#;
+
+/// The file of a network that pods have while this is there.
+struct Network(PathBuf);
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Waits until a server in a pod answers.
+async fn served(node: &Node, address: &str, port: u16) {
+    let page = node
+        .until(&format!("{address}:{port} answers"), async || {
+            let mut stream = tokio::net::TcpStream::connect((address, port)).await.ok()?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            answer.ends_with("page\n").then_some(answer)
+        })
+        .await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+}
+
+/// Waits until containerd has read the folder of networks, and knows one or not.
+async fn known(node: &Node, network: &str, wanted: bool) {
+    node.until("containerd has read the networks", async || {
+        let request = cri::StatusRequest { verbose: true };
+        let status = node.runtime().status(request).await.ok()?.into_inner();
+        let networks = status.info.get("cniconfig")?;
+        (networks.contains(&format!("\"{network}\"")) == wanted).then_some(())
+    })
+    .await;
+}
+
+pub(crate) async fn a_pod_is_reached_by_its_address_and_reaches_others(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = "echo page > /tmp/index.html; hostname; cat /etc/resolv.conf; ip -6 addr show dev eth0 | grep -c fd00:88;
+        cat /sys/class/net/eth0/mtu; httpd -f -p 80 -h /tmp";
+    let server = node.spawn(&pod, node.container_config("server", &world.image(), script)).await;
+    let address = node.address(&pod).await;
+    served(&node, &address, 80).await;
+    let lines = sealpod_tests::node::log_lines(node.status(&server).await.log_path.as_ref());
+    let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(
+        text,
+        [
+            "shared",
+            "nameserver 192.0.2.53",
+            "search default.svc.cluster.local",
+            "options ndots:5",
+            "1",
+            "1400"
+        ]
+    );
+    // Another container of the pod by loopback, and the machine's own address through the gateway.
+    let registry = world.owner().registry_in_guest();
+    let script = format!(
+        "wget -q -O - http://127.0.0.1/ && wget -q -O - http://{registry}/v2/ > /dev/null && echo reached"
+    );
+    let (status, lines) = node.run(&pod, node.container_config("client", &world.image(), &script)).await;
+    assert_eq!(status.exit_code, 0, "{lines:?}");
+    assert_eq!(lines.last().unwrap().text, "reached");
+}
+
+pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give(world: &World) {
+    let node = world.node().await;
+    node.pull(&world.image()).await;
+    let network = Network(node.path("cni/05-links.conflist"));
+    std::fs::write(&network.0, LINK).unwrap();
+    known(&node, "links", true).await;
+    let mut config = node.pod_config("links", Some(&world.init_data()));
+    config.annotations.extend(map(&[("kubernetes.io/egress-bandwidth", "7M")]));
+    config.port_mappings = vec![cri::PortMapping {
+        protocol: cri::Protocol::Tcp.into(),
+        container_port: 80,
+        host_port: 18_080,
+        host_ip: String::new(),
+    }];
+    let started = node.try_run_pod(config, RUNTIME).await;
+    let pod = started.unwrap_or_else(|status| panic!("{}\n{}", status.message(), node.log()));
+    node.spawn(&pod, node.container_config("server", &world.image(), SERVER)).await;
+    let script =
+        "cat /sys/class/net/eth0/mtu /sys/class/net/eth1/mtu; ip -4 -o addr show dev eth1 | awk '{print $4}'
+        ip route show 198.51.100.0/24";
+    let (_, lines) = node.run(&pod, node.container_config("looks", &world.image(), script)).await;
+    let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(text[..2], ["1300", "1400"]);
+    assert!(text[3].starts_with("198.51.100.0/24 via 10.99.0.1 dev eth0"), "{text:?}");
+    let (first, second) = (node.address(&pod).await, text[2].split('/').next().unwrap());
+    assert!(first.starts_with("10.99.0.") && second.starts_with("10.88."), "{first} {second}");
+    served(&node, &first, 80).await;
+    served(&node, second, 80).await;
+    served(&node, ADDRESS, 18_080).await;
+    let limits = Command::new("tc").args(["qdisc", "show"]).output().expect("tc is part of iproute2");
+    let limits = String::from_utf8_lossy(&limits.stdout).into_owned();
+    assert!(limits.contains("rate 7Mbit"), "the plugin's limit stays where the pod's packets pass: {limits}");
+    node.remove(&pod).await;
+    drop(network);
+    known(&node, "links", false).await;
+}
