@@ -10,7 +10,7 @@ export SEALPOD_GUEST := $(CURDIR)/$(GUEST)
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Tests on genuine evidence are ignored where there is none; in continuous integration there must be.
-GENUINE := $(if $(SEALPOD_FIXTURES)$(CI),--include-ignored)
+GENUINE := $(if $(SEALPOD_FIXTURES)$(CI),-- --include-ignored)
 
 .PHONY: help setup build guest containerds demo demo-node test lint deny soak bench bench-node clean
 
@@ -43,7 +43,7 @@ containerds: setup ## Fetch newer releases of containerd for the tests (target/c
 
 test: lint deny guest containerds ## All tests: unit, interop (skopeo, docker-registry, swtpm) and VM
 	$(if $(GENUINE),,@echo 'SEALPOD_FIXTURES is not set: tests on genuine evidence are ignored')
-	scripts/test.sh $(GENUINE)
+	cargo test --release --locked --workspace --all-targets --no-fail-fast $(GENUINE)
 
 lint: setup ## Formatting, and clippy without warnings
 	cargo fmt --all --check
