@@ -21,7 +21,7 @@ use crate::error::Error;
 const BUFFER: usize = 64 * 1024;
 /// How long nothing may come from a process that has ended before its output is taken to be held by another, to which
 /// it left its streams.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long its end is kept back at most: another may write for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,18 +38,37 @@ pub(crate) struct Paths {
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     copies: JoinSet<()>,
-    /// Bytes that were passed on so far.
-    passed: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+}
+
+/// Bytes so far.
+#[derive(Debug, Default)]
+struct Progress {
+    /// From the guest.
+    taken: AtomicU64,
+    /// To containerd, which may be slow to read.
+    passed: AtomicU64,
+}
+
+impl Progress {
+    fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) > self.passed()
+    }
 }
 
 impl Outputs {
     /// Waits until the output of a process that has ended was passed on. What another process holds open is copied on.
     pub(crate) async fn drain(mut self) {
         let began = Instant::now();
-        let mut before = self.passed.load(Ordering::Relaxed);
+        let mut before = self.progress.passed();
         while timeout(SILENCE, async { while self.copies.join_next().await.is_some() {} }).await.is_err() {
-            let now = self.passed.load(Ordering::Relaxed);
-            if now == before || began.elapsed() > PATIENCE {
+            let now = self.progress.passed();
+            let is_silent = now == before && !self.progress.is_held_up();
+            if is_silent || began.elapsed() > PATIENCE {
                 self.copies.detach_all();
                 break;
             }
@@ -76,7 +95,7 @@ pub(crate) async fn attach(
     for (request, path) in streams {
         let fifo = open_output(path)?;
         if let Some(stream) = open(agent, request).await? {
-            outputs.copies.spawn(copy_output(stream, fifo, outputs.passed.clone()));
+            outputs.copies.spawn(copy_output(stream, fifo, outputs.progress.clone()));
         }
     }
     if !paths.stdin.is_empty() {
@@ -132,16 +151,17 @@ fn open_input(path: &str) -> Result<pipe::Receiver, Error> {
 }
 
 /// Without a FIFO the stream is read and thrown away.
-async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>, passed: Arc<AtomicU64>) {
+async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>, progress: Arc<Progress>) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        progress.taken.fetch_add(count as u64, Ordering::Relaxed);
         if let Some(open) = &mut fifo
             && let Err(error) = open.write_all(buffer.get(..count).unwrap_or_default()).await
         {
             tracing::warn!(%error, "output cannot be passed on any more");
             fifo = None;
         }
-        passed.fetch_add(count as u64, Ordering::Relaxed);
+        progress.passed.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 

@@ -176,8 +176,10 @@ fn usage() -> (usize, usize) {
 
 pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
     let node = world.node().await;
-    let _shared = world.pod(&node).await;
+    let shared = world.pod(&node).await;
     let (in_a_row, at_once) = counts();
+    // The snapshotter connects to containerd when the first container asks for it, and stays connected.
+    node.run(&shared, node.container_config("first", &world.image(), "true")).await;
     let (before, used) = (inventory(), usage());
     for number in 0..in_a_row {
         let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
