@@ -64,7 +64,8 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     }
     // The answer to the last call is on its way.
     server.shutdown().await?;
-    drop(server);
+    // Both have events to tell, of which the last ones are waited for.
+    drop((server, service));
     // Somebody else may have removed it.
     let _ = std::fs::remove_file(&socket);
     events::finish(sender).await;
