@@ -1,8 +1,7 @@
 //! Disks that the host plugs into the running machine: block devices of containers, or file systems that they share.
 //!
 //! What is on such a disk is the host's word, and the host reads what is written to it, as with any volume of a
-//! cluster's; a workload that minds encrypts it. Nothing is mounted below a file system of the host's, whose links could lead it
-//! elsewhere. The ephemeral disk, which is the guest's own, is none of these.
+//! cluster's; a workload that minds encrypts it. The ephemeral disk, which is the guest's own, is none of these.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;

@@ -183,21 +183,9 @@ impl Containers {
 
     async fn find_volumes(&self, mounts: &[Mount]) -> Result<Vec<VolumeMount>, Failure> {
         let mut found = Vec::new();
-        // What the host names last must not hide what it names first.
-        let mut mounts: Vec<_> = mounts.iter().collect();
-        mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
-        let disks: Vec<_> = mounts
-            .iter()
-            .filter(|mount| matches!(mount.source, MountSource::Disk { .. }))
-            .map(|mount| Path::new(&mount.destination))
-            .collect();
-        for Mount { destination, read_only, source } in mounts {
+        for Mount { destination, read_only, source } in volumes::in_order(mounts)? {
             VolumeMount::check_destination(destination)
                 .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
-            if Path::new(destination).ancestors().skip(1).any(|above| disks.contains(&above)) {
-                let message = format!("{destination:?} would be inside a disk of the host's");
-                return Err(failure(FailureKind::Invalid, message).hint("mount it beside the disk"));
-            }
             let source = match source {
                 MountSource::Disk { disk, file_system, group } => {
                     self.disks.file_system(disk, file_system, *group).await?

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::mount::{MountFlags, mount};
-use sealpod_agent_protocol::{Failure, FailureKind, MountSource, VolumeFile, WriteVolume};
+use sealpod_agent_protocol::{Failure, FailureKind, Mount, MountSource, VolumeFile, WriteVolume};
 
 use crate::failure::{Hint, failure, internal};
 
@@ -116,6 +116,25 @@ impl Volumes {
         match all.contains_key(name) || all.len() < MOST {
             true => Ok(()),
             false => Err(failure(FailureKind::Exhausted, format!("a pod has {MOST} volumes at most"))),
+        }
+    }
+}
+
+/// A container's mounts from the top down: what the host names last must not hide what it names first. Nothing can be
+/// inside a disk of the host's, whose links could lead it elsewhere.
+pub(super) fn in_order(mounts: &[Mount]) -> Result<Vec<&Mount>, Failure> {
+    let mut mounts: Vec<_> = mounts.iter().collect();
+    mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
+    let of_disk = |mount: &&&Mount| matches!(mount.source, MountSource::Disk { .. });
+    let disks: Vec<_> = mounts.iter().filter(of_disk).map(|mount| Path::new(&mount.destination)).collect();
+    let is_inside = |mount: &&&Mount| {
+        Path::new(&mount.destination).ancestors().skip(1).any(|above| disks.contains(&above))
+    };
+    match mounts.iter().find(is_inside) {
+        None => Ok(mounts),
+        Some(mount) => {
+            let message = format!("{:?} would be inside a disk of the host's", mount.destination);
+            Err(failure(FailureKind::Invalid, message).hint("mount it beside the disk"))
         }
     }
 }
@@ -272,6 +291,25 @@ mod tests {
 
     fn files(file: Option<&str>) -> MountSource {
         MountSource::Files { volume: "config".into(), file: file.map(str::to_owned) }
+    }
+
+    #[test]
+    fn no_mount_hides_one_that_belongs_inside_it() {
+        let disk = || MountSource::Disk { disk: "disk-0".into(), file_system: "ext4".into(), group: None };
+        let mount =
+            |destination: &str, source| Mount { destination: destination.into(), read_only: false, source };
+        let places = |mounts: &[Mount]| {
+            in_order(mounts)
+                .map(|mounts| mounts.iter().map(|mount| mount.destination.clone()).collect::<Vec<_>>())
+        };
+        let given = [mount("/a/b/c", files(None)), mount("/a/", files(None)), mount("/ab", disk())];
+        assert_eq!(places(&given).unwrap(), ["/a/", "/ab", "/a/b/c"]);
+        for inside in ["/a/b", "/a/b/c", "/a//b"] {
+            for disks_place in ["/a", "/a/"] {
+                let refused = places(&[mount(inside, files(None)), mount(disks_place, disk())]).unwrap_err();
+                assert!(refused.message.contains("inside a disk"), "{refused:?}");
+            }
+        }
     }
 
     #[test]
