@@ -33,6 +33,6 @@ pub use guest_image::GuestImage;
 pub use network::loopback::Loopback;
 pub use network::namespace::NamespaceError;
 pub use network::{Network, PortForward, PortForwardError};
-pub use runtime_folder::remove_abandoned;
+pub use runtime_folder::{has_ended, remove_abandoned};
 pub use sandbox::{Sandbox, Timings};
 pub use vm::Vm;

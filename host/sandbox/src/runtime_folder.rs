@@ -72,11 +72,18 @@ fn owner_of(name: &str) -> Option<u32> {
     owner.parse().ok()
 }
 
+/// Whether there is no such process, or but its exit status, which nobody has asked for yet.
+pub fn has_ended(process: u32) -> bool {
+    // The name in parentheses may have any characters; the state follows it (proc(5)).
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])))
+}
+
 /// Whether the owner is gone. Its lock tells it from a process of the same number in another namespace.
 fn is_abandoned(path: &Path, owner: u32) -> bool {
     let Ok(metadata) = path.symlink_metadata() else { return false };
     let ours = metadata.is_dir() && metadata.uid() == rustix::process::getuid().as_raw();
-    if !ours || Path::new(&format!("/proc/{owner}")).exists() {
+    if !ours || !has_ended(owner) {
         return false;
     }
     match File::open(path.join(LOCK)) {
@@ -91,6 +98,22 @@ mod tests {
 
     /// A process number that is not in use: above the kernel's maximum.
     const NOBODY: u32 = 4_194_305;
+
+    #[test]
+    fn a_process_whose_status_nobody_asked_for_has_ended() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        assert!(!has_ended(child.id()));
+        child.kill().unwrap();
+        let began = std::time::Instant::now();
+        while !has_ended(child.id()) {
+            assert!(began.elapsed().as_secs() < 10, "it was killed");
+            std::thread::yield_now();
+        }
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists());
+        child.wait().unwrap();
+        assert!(has_ended(child.id()) && !has_ended(std::process::id()));
+    }
 
     fn leave(base: &Path, name: &str) -> PathBuf {
         let path = base.join(name);

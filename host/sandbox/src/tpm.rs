@@ -3,12 +3,16 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::process::{self, Process};
 use crate::programs::SWTPM;
 use crate::runtime_folder::RuntimeFolder;
 use crate::tpm_authority;
+
+/// How long making a TPM may take; on an idle machine it is half a second.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A TPM that waits for its machine.
 #[derive(Debug)]
@@ -32,7 +36,13 @@ pub(crate) async fn start(
     created.map_err(|error| Error::Tpm { what: "its authority", output: error.to_string() })??;
 
     let setup = tpm_authority::manufacture(authority, &state)?;
-    let (status, output) = process::run(setup).await.map_err(Error::io("cannot run swtpm_setup"))?;
+    // It waits for ever for a TPM of its own that was killed.
+    let made = tokio::time::timeout(PATIENCE, process::run(setup)).await;
+    let made = made.map_err(|_| Error::Tpm {
+        what: "swtpm_setup does not end",
+        output: format!("it was given {PATIENCE:?}"),
+    })?;
+    let (status, output) = made.map_err(Error::io("cannot run swtpm_setup"))?;
     if !status.success() {
         return Err(Error::Tpm { what: "swtpm_setup failed", output });
     }

@@ -2,9 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
@@ -22,6 +24,9 @@ pub(crate) const RUNTIME_FOLDER: &str = "/run/sealpod";
 const ADDRESS: &str = "address";
 /// Socket addresses have 108 bytes.
 const LONGEST_ID: usize = 76;
+/// How long a shim that was killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// Gives the address of the pod's shim, which it starts for the pod's sandbox, in the form that containerd understands.
 ///
@@ -51,14 +56,11 @@ pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
     if let Ok(spec) = specification::read(&bundle)
         && specification::role(&spec).is_ok_and(|role| role.kind == Kind::Sandbox && role.sandbox == line.id)
     {
-        sealpod_sandbox::remove_abandoned(Path::new(RUNTIME_FOLDER));
+        sockets().filter(|(_, id, _)| *id == line.id).for_each(|(pid, ..)| wait_for_end(pid));
+        remove_abandoned();
         if let Ok(Some(group)) = specification::pod(&spec).map(|pod| pod.cgroup) {
             Cgroup::find(&group).remove();
         }
-        if let Ok(address) = std::fs::read_to_string(bundle.join(ADDRESS)) {
-            remove_socket(Path::new(address.trim_start_matches("unix://")));
-        }
-        remove_sockets_of(&line.id);
     }
     let exit = Exit::now(KILLED);
     let response =
@@ -89,6 +91,7 @@ fn spawn(line: &CommandLine, bundle: &Path) -> Result<String, Error> {
         return Err(Error::Invalid(format!("{:?} cannot be a pod's id", line.id)));
     }
     make_folder(Path::new(RUNTIME_FOLDER))?;
+    remove_abandoned();
     let program = std::env::current_exe().map_err(Error::io("cannot find this program"))?;
     let mut serve = Command::new(program);
     serve.args(["-namespace", &line.namespace, "-id", &line.id, "-address", &line.address]);
@@ -103,7 +106,14 @@ fn spawn(line: &CommandLine, bundle: &Path) -> Result<String, Error> {
         BufReader::new(stdout).read_line(&mut address).map_err(Error::io("cannot hear the pod's shim"))?;
     }
     match address.trim() {
-        "" => Err(Error::Invalid("the pod's shim ended at once; containerd's log has its reason".into())),
+        "" => {
+            let status = child.wait().map_err(Error::io("cannot hear of the shim's end"))?;
+            // containerd has not heard of this shim, and does not tidy up after it.
+            remove_abandoned();
+            Err(Error::Invalid(format!(
+                "the pod's shim ended at once ({status}); containerd's log has its reason"
+            )))
+        }
         address => Ok(address.into()),
     }
 }
@@ -125,23 +135,35 @@ pub(crate) fn socket(id: &str) -> PathBuf {
     Path::new(RUNTIME_FOLDER).join(format!("{}-{id}", std::process::id()))
 }
 
-/// Those of shims that were killed before they had told their address.
-fn remove_sockets_of(id: &str) {
+/// The sockets of shims: each with the process that made it, and its pod's id.
+fn sockets() -> impl Iterator<Item = (u32, String, PathBuf)> {
     let entries = std::fs::read_dir(RUNTIME_FOLDER).into_iter().flatten().flatten();
-    let is_of_pod = |name: &str| {
-        name.split_once('-')
-            .is_some_and(|(pid, of)| of == id && pid.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_of_pod)) {
-        remove_socket(&entry.path());
+    entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let (pid, id) = name.to_str()?.split_once('-')?;
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        is_socket.then_some((pid.parse().ok()?, id.to_owned(), entry.path()))
+    })
+}
+
+/// Removes what shims and their VMs left that were killed.
+fn remove_abandoned() {
+    sealpod_sandbox::remove_abandoned(Path::new(RUNTIME_FOLDER));
+    for (_, _, path) in sockets() {
+        // Who listens, listens still if it is in another process namespace.
+        let heard = UnixStream::connect(&path);
+        if heard.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            // Somebody else may have been faster.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
-fn remove_socket(path: &Path) {
-    let ours = path.starts_with(RUNTIME_FOLDER);
-    if ours && std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        // Somebody else may have been faster.
-        let _ = std::fs::remove_file(path);
+/// containerd hears of a shim's end before the process has come to it.
+fn wait_for_end(process: u32) {
+    let began = Instant::now();
+    while !sealpod_sandbox::has_ended(process) && began.elapsed() < PATIENCE {
+        std::thread::sleep(MOMENT);
     }
 }
 
