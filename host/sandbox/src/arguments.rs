@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::accelerator::Hypervisor;
 use crate::config::SandboxConfig;
-use crate::disks::BUS;
+use crate::disks::{BUS, EPHEMERAL};
 use crate::network::namespace::Card;
 use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 
@@ -72,10 +72,12 @@ impl Machine<'_> {
         }
         if let Some(disk) = &self.disk {
             // Where this machine has no room left, the guest gets an error. By default the VM would stop until there is.
-            let options =
-                ",if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report";
-            arguments.words(["-drive"]).option("file=", disk, options);
-            arguments.words(["-device", "virtio-blk-pci,drive=ephemeral,serial=ephemeral"]);
+            let options = format!(
+                ",if=none,id={EPHEMERAL},format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report"
+            );
+            arguments.words(["-drive"]).option("file=", disk, &options);
+            let device = format!("virtio-blk-pci,drive={EPHEMERAL},serial={EPHEMERAL}");
+            arguments.words(["-device", &device]);
         }
         if self.config.pluggable_disks {
             // The root bus takes none while the machine runs, and behind a bridge there is room for 31.
@@ -167,7 +169,7 @@ fn base(machine: &str, low_memory_mib: u32) -> Vec<OsString> {
 }
 
 /// Everything that QEMU can emulate, but for the promise that copying byte by byte is fast ("enhanced `rep movsb`"):
-/// QEMU does it one byte at a time, so that a kernel that believes it takes a quarter longer to boot.
+/// QEMU does it one byte at a time, so that a kernel that believes it takes a third longer to boot.
 const EMULATED_PROCESSOR: &str = "max,-erms,-fsrm";
 
 fn hypervisor(hypervisor: Hypervisor) -> [&'static str; 4] {

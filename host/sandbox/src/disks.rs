@@ -3,21 +3,24 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
+use tokio::sync::Mutex;
 
 use crate::error::Error;
 use crate::qmp::Qmp;
 
-/// The bus that waits for them.
+/// The drive of the guest's own, which is there from the start.
+pub(crate) const EPHEMERAL: &str = "ephemeral";
+/// The bus that waits for the others.
 pub(crate) const BUS: &str = "disks";
 
 /// Plugs disks into a running VM.
 #[derive(Clone, Debug)]
 pub struct Disks {
     qmp: Qmp,
-    plugged: Arc<AtomicBool>,
+    /// What was plugged; it stays.
+    plugged: Arc<Mutex<Vec<Disk>>>,
 }
 
 /// A block device or a file of this machine's that the guest is to see as a disk.
@@ -37,15 +40,30 @@ impl Disks {
     }
 
     /// Whether any was plugged, which the guest must have the time to leave clean.
-    pub(crate) fn are_used(&self) -> bool {
-        self.plugged.load(Ordering::Relaxed)
+    pub(crate) async fn are_used(&self) -> bool {
+        !self.plugged.lock().await.is_empty()
     }
 
-    /// Plugs a disk. It stays until the VM ends.
+    /// Plugs a disk, unless it was plugged before. It stays until the VM ends.
     ///
     /// # Errors
-    /// If it cannot be opened, or QEMU refuses it.
+    /// If it cannot be opened, QEMU refuses it, or it was plugged with another access.
     pub async fn plug(&self, disk: &Disk) -> Result<(), Error> {
+        let mut plugged = self.plugged.lock().await;
+        match plugged.iter().find(|other| other.path == disk.path) {
+            Some(other) if other.read_only == disk.read_only => return Ok(()),
+            Some(_) => {
+                let reason = "it is in the pod already, and not with the same access".into();
+                return Err(Error::Plug { path: disk.path.clone(), reason });
+            }
+            None => {}
+        }
+        self.plug_new(disk).await?;
+        plugged.push(disk.clone());
+        Ok(())
+    }
+
+    async fn plug_new(&self, disk: &Disk) -> Result<(), Error> {
         let Disk { serial, path, read_only } = disk;
         let refused = |reason: String| Error::Plug { path: path.clone(), reason };
         let metadata = std::fs::metadata(path).map_err(|error| refused(error.to_string()))?;
@@ -60,7 +78,6 @@ impl Disks {
             "driver": "virtio-blk-pci", "id": serial, "bus": BUS, "drive": serial, "serial": serial,
             "werror": "report", "rerror": "report"
         });
-        self.plugged.store(true, Ordering::Relaxed);
         let plugged = self.qmp.execute("device_add", device).await;
         if plugged.is_err() {
             // It is the first error that says why; the device is there if QEMU was only slow.

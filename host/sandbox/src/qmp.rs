@@ -12,13 +12,13 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, oneshot, watch};
 
+use crate::disks::EPHEMERAL;
+
 /// The longest message that is read. QEMU's own are shorter; one that was taken over must not fill our memory.
 const MESSAGE_BYTES: u64 = 256 << 10;
 
 /// How long QEMU may take to carry out a command.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The drive of the ephemeral disk.
-const EPHEMERAL: &str = "ephemeral";
 
 /// The connection.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ struct Waiting {
 }
 
 impl Answers {
-    fn expect(&self) -> (u64, oneshot::Receiver<Result<(), String>>) {
+    fn await_next(&self) -> (u64, oneshot::Receiver<Result<(), String>>) {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.last += 1;
@@ -102,7 +102,7 @@ impl Qmp {
 
     /// Has QEMU carry out a command; an error is what it says against it.
     pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<(), String> {
-        let (number, answer) = self.answers.expect();
+        let (number, answer) = self.answers.await_next();
         let line = json!({"execute": command, "arguments": arguments, "id": number}).to_string() + "\n";
         let carried_out = async {
             self.writer.lock().await.write_all(line.as_bytes()).await.map_err(|error| error.to_string())?;

@@ -155,7 +155,7 @@ impl Sandbox {
                 Err(error) => tracing::warn!(%error, "the agent does not stop the pod"),
             }
         };
-        let limit = if disks.are_used() { self.stop_limit.max(DISKS_LIMIT) } else { self.stop_limit };
+        let limit = if disks.are_used().await { self.stop_limit.max(DISKS_LIMIT) } else { self.stop_limit };
         if tokio::time::timeout(limit, ending).await.is_err() {
             tracing::warn!(?limit, "the guest did not power off in time");
         }

@@ -10,7 +10,7 @@ use sealpod_agent_protocol::{
     Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SharedProcesses,
     SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer,
 };
-use sealpod_sandbox::{Disk, Disks, GuestImage, Network, Sandbox, SandboxConfig, Tpm};
+use sealpod_sandbox::{Disks, GuestImage, Network, Sandbox, SandboxConfig, Tpm};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -44,8 +44,6 @@ pub(crate) struct Pod {
     /// The volumes that were given to the guest, and who follows their changes.
     volumes: tokio::sync::Mutex<BTreeMap<String, JoinHandle<()>>>,
     disks: Disks,
-    /// What was plugged; it stays.
-    plugged: tokio::sync::Mutex<Vec<Disk>>,
     events: Events,
 }
 
@@ -103,7 +101,6 @@ impl Pod {
             containers: Mutex::default(),
             volumes: tokio::sync::Mutex::default(),
             disks: sandbox.disks(),
-            plugged: tokio::sync::Mutex::default(),
             events,
         });
         tokio::spawn(pod.clone().own(sandbox, stopped, cgroup, forwarding));
@@ -162,7 +159,7 @@ impl Pod {
         for volume in &wanted.volumes {
             match volume {
                 Volume::Files(folder) => self.give_volume(folder).await?,
-                Volume::Disk(disk) => self.plug(disk).await?,
+                Volume::Disk(disk) => self.disks.plug(disk).await?,
                 Volume::Guest => {}
             }
         }
@@ -201,22 +198,6 @@ impl Pod {
             given.insert(folder.volume.clone(), follower);
         }
         Ok(())
-    }
-
-    async fn plug(&self, disk: &Disk) -> Result<(), Error> {
-        let mut plugged = self.plugged.lock().await;
-        match plugged.iter().find(|other| other.path == disk.path) {
-            Some(other) if other.read_only == disk.read_only => Ok(()),
-            Some(_) => {
-                let path = disk.path.display();
-                Err(Error::Conflict(format!("{path} is in the pod already, and not with the same access")))
-            }
-            None => {
-                self.disks.plug(disk).await?;
-                plugged.push(disk.clone());
-                Ok(())
-            }
-        }
     }
 
     /// Lets a container's process go on.

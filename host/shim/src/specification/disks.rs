@@ -28,10 +28,8 @@ const TUNING: [&str; 7] = ["defaults", "rw", "noatime", "nodiratime", "relatime"
 ///
 /// Engines give a privileged container the host's devices too, unless told otherwise, and a rule for all of them.
 pub(super) fn devices(linux: &Linux, privileged: bool) -> Result<Vec<(Device, Disk)>, Error> {
-    let numbers = |device: &LinuxDevice| (Some(device.major()), Some(device.minor()));
-    let rules = || linux.resources().iter().flat_map(|resources| resources.devices().iter().flatten());
     let asked_for = |device: &&LinuxDevice| {
-        !privileged || rules().any(|rule| rule.allow() && (rule.major(), rule.minor()) == numbers(device))
+        !privileged || own_rules(linux, device.major(), device.minor()).next().is_some()
     };
     let devices = linux.devices().iter().flatten().filter(asked_for);
     devices.map(|device| block_device(linux, device)).collect()
@@ -65,13 +63,17 @@ fn block_device(linux: &Linux, device: &LinuxDevice) -> Result<(Device, Disk), E
 
 /// Engines tell a device's access by the rules of control groups.
 fn is_writable(linux: &Linux, (major, minor): (u32, u32)) -> bool {
+    own_rules(linux, major.into(), minor.into())
+        .any(|rule| rule.access().as_deref().is_none_or(|access| access.contains('w')))
+}
+
+/// The rules that allow something with just this block device.
+fn own_rules(linux: &Linux, major: i64, minor: i64) -> impl Iterator<Item = &LinuxDeviceCgroup> {
     let rules = linux.resources().iter().flat_map(|resources| resources.devices().iter().flatten());
-    let numbers = (Some(i64::from(major)), Some(i64::from(minor)));
     let is_block =
         |rule: &LinuxDeviceCgroup| matches!(rule.typ(), None | Some(LinuxDeviceType::A | LinuxDeviceType::B));
-    let mut own =
-        rules.filter(|rule| rule.allow() && is_block(rule) && (rule.major(), rule.minor()) == numbers);
-    own.any(|rule| rule.access().as_deref().is_none_or(|access| access.contains('w')))
+    let numbers = (Some(major), Some(minor));
+    rules.filter(move |rule| rule.allow() && is_block(rule) && (rule.major(), rule.minor()) == numbers)
 }
 
 /// The kernel's own name of a device leads to its node.
