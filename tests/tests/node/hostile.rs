@@ -6,7 +6,7 @@ use std::process::Command;
 
 use sealpod_tests::node::RUNTIME;
 
-use crate::failures::inventory;
+use crate::failures::{inventory, nothing_is_left};
 use crate::world::World;
 
 /// Begins a session as an agent does (agent-protocol's `hello`), and then says anything, to the console too.
@@ -75,7 +75,7 @@ pub(crate) async fn a_guest_that_lies_and_floods_costs_its_own_pod_only(world: &
     let refused = refused.expect_err("the guest is none");
     assert!(refused.message().contains("StartPod"), "{}", refused.message());
     assert_eq!(node.exec(&id, "echo unmoved").await.unwrap().stdout, b"unmoved\n");
-    node.until("nothing is left", async || (inventory() == before).then_some(())).await;
+    nothing_is_left(&node, &before).await;
     let next = node.run_pod("after-hostile", &world.init_data()).await;
     node.remove(&next).await;
 }
