@@ -25,9 +25,9 @@ build: setup ## Build the programs that run outside the guest
 
 $(AGENT): setup FORCE
 	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
-		cargo build --profile guest --locked --target $(GUEST_TARGET) -p sealpod-agent
+		cargo build --profile guest --locked --target $(GUEST_TARGET) -p sealpod-agent -p sealpod-loader
 
-guest: setup ## Build the measured guest: kernel, initrd, command line
+guest: setup ## Build the measured guest: kernel, initrd, agent, command line
 	@# The agent is optimised as a whole, on one processor.
 	@$(MAKE) --no-print-directory --jobs=2 build $(AGENT)
 	$(SEALPOD) guest build --agent $(AGENT) --output $(GUEST)

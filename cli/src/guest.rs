@@ -42,6 +42,9 @@ struct BuildArgs {
     /// The agent, one static program [default: sealpod-agent beside this program]
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// The program that the kernel starts, and that starts the agent [default: sealpod-loader beside the agent]
+    #[arg(long, value_name = "FILE")]
+    loader: Option<PathBuf>,
     /// An own kernel instead of Debian's cloud kernel
     #[arg(long, value_name = "FILE", requires = "modules")]
     kernel: Option<PathBuf>,
@@ -79,6 +82,7 @@ fn build(args: BuildArgs) -> Result<()> {
     let output = args.output.unwrap_or_else(default_output);
     let progress = Progress::start("looking for the guest's parts");
     let agent = args.agent.map_or_else(agent_beside_this_program, Ok)?;
+    let loader = args.loader.unwrap_or_else(|| agent.with_file_name("sealpod-loader"));
     // Clap lets each pair come only as a whole.
     let (kernel, modules) = match (args.kernel, args.modules) {
         (Some(kernel), Some(modules)) => (kernel, modules),
@@ -97,6 +101,7 @@ fn build(args: BuildArgs) -> Result<()> {
     let options = BuildOptions {
         kernel,
         modules,
+        loader,
         agent,
         firmware,
         firmware_variables,
@@ -119,7 +124,13 @@ fn agent_beside_this_program() -> Result<PathBuf> {
 fn print_guest(folder: &Path, manifest: &GuestManifest) -> Result<()> {
     output::line(format!("built {}", folder.display()))?;
     let mut rows = vec![vec!["FILE".into(), "SIZE".into()]];
-    for name in [&manifest.kernel, &manifest.initrd, &manifest.firmware, &manifest.firmware_variables] {
+    for name in [
+        &manifest.kernel,
+        &manifest.initrd,
+        &manifest.agent,
+        &manifest.firmware,
+        &manifest.firmware_variables,
+    ] {
         let length = folder.join(name).metadata().context(format!("cannot read {name}"))?.len();
         rows.push(vec![name.clone(), output::bytes(length)]);
     }

@@ -469,6 +469,7 @@ mod tests {
         let guest = GuestImage {
             kernel: PathBuf::new(),
             initrd: PathBuf::new(),
+            agent: PathBuf::new(),
             firmware: PathBuf::new(),
             firmware_variables: PathBuf::new(),
             cmdline: String::new(),

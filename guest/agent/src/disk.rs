@@ -9,12 +9,14 @@ mod device_mapper;
 
 use std::ffi::CString;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount_remount};
+use sealpod_loader::disk::with_serial;
+use sealpod_loader::modules;
 use zeroize::Zeroizing;
 
 /// Its serial number.
@@ -35,6 +37,8 @@ pub(crate) struct Error {
 /// Takes the ephemeral disk into use, if the machine has one.
 pub(crate) fn attach() -> Result<(), Error> {
     let Some(disk) = with_serial(SERIAL).map_err(while_("look for the disk"))? else { return Ok(()) };
+    let loaded = modules::load(modules::ENCRYPTION).map_err(io::Error::other);
+    loaded.map_err(while_("load the kernel modules of encryption"))?;
     let disk = Path::new("/dev").join(disk.file_name().unwrap_or_default());
     let encrypted = encrypt(&disk).map_err(while_("encrypt the disk"))?;
     let size = make_swap(&encrypted).map_err(while_("write the swap header"))?;
@@ -46,18 +50,6 @@ pub(crate) fn attach() -> Result<(), Error> {
 
 fn while_(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error { doing, source }
-}
-
-/// The folder in sysfs of the disk with a serial number.
-pub(crate) fn with_serial(serial: &str) -> io::Result<Option<PathBuf>> {
-    for entry in fs::read_dir("/sys/block")? {
-        let folder = entry?.path();
-        let found = fs::read_to_string(folder.join("serial")).unwrap_or_default();
-        if found.trim() == serial {
-            return Ok(Some(folder));
-        }
-    }
-    Ok(None)
 }
 
 /// Puts dm-crypt over the disk and returns the device that encrypts.

@@ -1,4 +1,4 @@
-//! The guest's only program: PID 1 of the measured VM, and the helper it re-executes itself as to
+//! The guest's main program: PID 1 of the measured VM, and the helper it re-executes itself as to
 //! run containers.
 
 mod api;

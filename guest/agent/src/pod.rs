@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::{Failure, FailureKind, Request, StartPod};
+use sealpod_loader::modules;
 
 use crate::attestation::{Attestation, Evidence};
-use crate::boot::{self, Parameters};
+use crate::boot::Parameters;
 use crate::config::Config;
 use crate::container::{Containers, PodFiles, SHARED_MEMORY};
 use crate::disk;
@@ -57,7 +58,10 @@ impl Pod {
 }
 
 fn prepare_devices() -> Result<(), Failure> {
-    boot::load_for_pod().map_err(|error| internal("load the kernel modules", &error))?;
+    // Not needed for the first answer to the host, and takes some tenths of a second on an emulated machine.
+    for group in [modules::NETWORK, modules::OVERLAY] {
+        modules::load(group).map_err(|error| internal("load the kernel modules", &error))?;
+    }
     network::prepare().map_err(|error| internal("prepare the network", &error))?;
     disk::attach().map_err(|error| internal("prepare the ephemeral disk", &error))
 }

@@ -8,6 +8,7 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
 use serde::Serialize;
+use sha2::{Digest, Sha384};
 
 use crate::cpio::Archive;
 use crate::error::{Error, io};
@@ -25,10 +26,13 @@ const LOW_MEMORY_MIB: u32 = 256;
 /// A machine type with a version, so that a newer QEMU presents the same machine.
 const MACHINE: &str = "pc-q35-7.1";
 const CMDLINE_BYTES: usize = 2047;
+/// Of a disk, in bytes.
+const SECTOR: usize = 512;
 
 const MANIFEST: &str = "guest.json";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio.lz4";
+const AGENT: &str = "sealpod-agent";
 const FIRMWARE: &str = "OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "OVMF_VARS.fd";
 
@@ -39,7 +43,9 @@ pub struct BuildOptions {
     pub kernel: PathBuf,
     /// The kernel's modules, as `/lib/modules/VERSION`.
     pub modules: PathBuf,
-    /// The agent, a static program.
+    /// The program that the kernel starts, a static one.
+    pub loader: PathBuf,
+    /// The agent, which the loader starts: a static program too.
     pub agent: PathBuf,
     /// The UEFI firmware's code.
     pub firmware: PathBuf,
@@ -60,6 +66,8 @@ pub struct GuestManifest {
     pub kernel: String,
     /// The initrd.
     pub initrd: String,
+    /// The agent, whose digest is in the initrd.
+    pub agent: String,
     /// The UEFI firmware's code.
     pub firmware: String,
     /// The UEFI firmware's variables.
@@ -81,6 +89,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
         version: 1,
         kernel: KERNEL.into(),
         initrd: INITRD.into(),
+        agent: AGENT.into(),
         firmware: FIRMWARE.into(),
         firmware_variables: FIRMWARE_VARIABLES.into(),
         cmdline: cmdline(options.cmdline.as_deref())?,
@@ -89,9 +98,11 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
     };
     check_replaceable(&options.output)?;
     let json = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from);
+    let agent = read_agent(&options.agent)?;
     let files = [
         (KERNEL, read_kernel(&options.kernel)?),
-        (INITRD, initrd(&options.agent, &options.modules)?),
+        (INITRD, initrd(&options.loader, &agent, &options.modules)?),
+        (AGENT, agent),
         (FIRMWARE, read_firmware(&options.firmware)?),
         (FIRMWARE_VARIABLES, read_firmware(&options.firmware_variables)?),
         (MANIFEST, (json.map_err(io("write", Path::new(MANIFEST)))? + "\n").into_bytes()),
@@ -140,9 +151,11 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-fn initrd(agent: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
+fn initrd(loader: &Path, agent: &[u8], modules: &Path) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::default();
-    archive.program("init", read_agent(agent)?);
+    archive.program("init", read_program(loader)?);
+    let digest = format!("{}  {AGENT}\n", hex::encode(Sha384::digest(agent)));
+    archive.file("agent.sha384", digest.into_bytes());
     archive.folder("modules");
     let groups = ModuleGroups::collect(modules)?;
     for (group, names) in groups.lists {
@@ -155,8 +168,15 @@ fn initrd(agent: &Path, modules: &Path) -> Result<Vec<u8>, Error> {
     lz4::pack(&archive.into_bytes()?).map_err(io("pack", Path::new(INITRD)))
 }
 
-/// The agent must run alone: nothing else is in the initrd.
+/// The agent as the disk that the VM gets: whole sectors.
 fn read_agent(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut content = read_program(path)?;
+    content.resize(content.len().next_multiple_of(SECTOR), 0);
+    Ok(content)
+}
+
+/// A program that runs alone: nothing else is in the initrd.
+fn read_program(path: &Path) -> Result<Vec<u8>, Error> {
     let content = read(path)?;
     let refuse =
         |actual: String| Error::Input { path: path.to_owned(), expected: "a static 64-bit program", actual };
@@ -229,6 +249,7 @@ mod tests {
             let mut firmware = vec![0; 64];
             firmware[40..44].copy_from_slice(b"_FVH");
             inputs.write("kernel", &kernel);
+            inputs.write("loader", &test_elf::program(false));
             inputs.write("agent", &test_elf::program(false));
             inputs.write("code", &firmware);
             inputs.write("variables", &firmware);
@@ -247,6 +268,7 @@ mod tests {
             BuildOptions {
                 kernel: self.path("kernel"),
                 modules: self.modules.path().to_owned(),
+                loader: self.path("loader"),
                 agent: self.path("agent"),
                 firmware: self.path("code"),
                 firmware_variables: self.path("variables"),
@@ -261,7 +283,7 @@ mod tests {
         let inputs = Inputs::new();
         let manifest = build(&inputs.options("one")).unwrap();
         assert_eq!(build(&inputs.options("two")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |folder: &str| fs::read(inputs.path(folder).join(name)).unwrap();
             assert!(read("one") == read("two"), "{name}");
         }
@@ -277,13 +299,13 @@ mod tests {
         let inputs = Inputs::new();
         let manifest = build(&inputs.options("guest")).unwrap();
         let copies = Inputs { folder: tempfile::tempdir().unwrap(), modules: tempfile::tempdir().unwrap() };
-        for name in ["variables", "code", "agent", "kernel"] {
+        for name in ["variables", "code", "agent", "loader", "kernel"] {
             copies.write(name, &fs::read(inputs.path(name)).unwrap());
             make_old(&copies.path(name));
         }
         copy_backwards(inputs.modules.path(), copies.modules.path());
         assert_eq!(build(&copies.options("guest")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |inputs: &Inputs| fs::read(inputs.path("guest").join(name)).unwrap();
             assert!(read(&inputs) == read(&copies), "{name}");
         }
@@ -311,6 +333,21 @@ mod tests {
         fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
     }
 
+    /// The initrd is measured, and the agent is not.
+    #[test]
+    fn another_agent_makes_another_initrd() {
+        let inputs = Inputs::new();
+        build(&inputs.options("one")).unwrap();
+        let read = |path: &str| fs::read(inputs.path(path)).unwrap();
+        let mut agent = read("agent");
+        *agent.last_mut().unwrap() ^= 1;
+        inputs.write("agent", &agent);
+        build(&inputs.options("two")).unwrap();
+        assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
+        assert!(read("two/sealpod-agent").starts_with(&agent));
+        assert!(read("two/sealpod-agent").len().is_multiple_of(SECTOR));
+    }
+
     #[test]
     fn a_guest_is_replaced_and_nothing_is_left_beside_it() {
         let inputs = Inputs::new();
@@ -321,7 +358,7 @@ mod tests {
         assert_eq!(manifest.cmdline, format!("{DEFAULT_CMDLINE} sealpod.tee=sample more"));
         let json = fs::read_to_string(inputs.path("guest/guest.json")).unwrap();
         assert!(json.contains("sealpod.tee=sample more"), "{json}");
-        assert_eq!(fs::read_dir(inputs.folder.path()).unwrap().count(), 5);
+        assert_eq!(fs::read_dir(inputs.folder.path()).unwrap().count(), 6);
     }
 
     #[test]
@@ -341,6 +378,7 @@ mod tests {
             ("kernel", b"\x7fELF".to_vec(), "vmlinux"),
             ("agent", test_elf::program(true), "dynamic loader"),
             ("agent", b"#!/bin/sh".to_vec(), "expected a static 64-bit program"),
+            ("loader", test_elf::program(true), "dynamic loader"),
             ("code", vec![0; 100], "firmware volume"),
             ("variables", Vec::new(), "firmware volume"),
         ] {

@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, io};
 use crate::module::{Module, canonical};
 
-/// The groups that the agent loads, with the modules that it needs of each; the first is always loaded, and
-/// the others build on it. `ecb` is in no module's `depends=`: `xts` asks for it by name at run time.
-const GROUPS: [(&str, &[&str]); 6] = [
-    (BOOT, &["virtio_pci", "virtio_console"]),
+/// The groups that are loaded, with the modules that are wanted of each; the first is always loaded, by the loader, and
+/// the others, by the agent, build on it. `ecb` is in no module's `depends=`: `xts` asks for it by name at run time.
+const GROUPS: [(&str, &[&str]); 5] = [
+    (BOOT, &["virtio_pci", "virtio_blk", "virtio_console"]),
     ("vsock", &["vmw_vsock_virtio_transport"]),
     ("network", &["virtio_net"]),
     ("overlay", &["overlay"]),
-    ("block", &["virtio_blk"]),
-    ("disk", &["aesni_intel", "ecb", "xts", "dm_crypt"]),
+    ("encryption", &["aesni_intel", "ecb", "xts", "dm_crypt"]),
 ];
 const BOOT: &str = "boot";
 
@@ -178,9 +177,11 @@ pub(crate) mod tests {
         let groups = ModuleGroups::collect(folder().path()).unwrap();
         let lists: Vec<_> = groups.lists.iter().map(|(group, list)| (*group, list.join(" "))).collect();
         let expected = [
-            ("block", "virtio_blk.ko"),
-            ("boot", "virtio.ko virtio_ring.ko virtio_pci_modern_dev.ko virtio_pci.ko virtio_console.ko"),
-            ("disk", "cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko"),
+            (
+                "boot",
+                "virtio.ko virtio_ring.ko virtio_pci_modern_dev.ko virtio_pci.ko virtio_blk.ko virtio_console.ko",
+            ),
+            ("encryption", "cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko"),
             ("network", "failover.ko net_failover.ko virtio_net.ko"),
             ("overlay", "overlay.ko"),
             ("vsock", "vsock.ko vmw_vsock_virtio_transport_common.ko vmw_vsock_virtio_transport.ko"),
@@ -214,7 +215,7 @@ pub(crate) mod tests {
         fs::remove_file(folder.path().join("kernel/md/dm-mod.ko")).unwrap();
         fs::write(folder.path().join("modules.builtin"), "kernel/drivers/md/dm-mod.ko\n").unwrap();
         let groups = ModuleGroups::collect(folder.path()).unwrap();
-        assert!(groups.lists["disk"].join(" ").ends_with("xts.ko dm_crypt.ko"));
+        assert!(groups.lists["encryption"].join(" ").ends_with("xts.ko dm_crypt.ko"));
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 /// The name of the virtio-serial port, which the agent looks for.
 pub(crate) const PORT_NAME: &str = "sealpod.agent";
 
+/// The disk that holds the agent.
+const AGENT: &str = "agent";
+
 /// What a card has unless it is told otherwise, in bytes.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -96,6 +99,10 @@ impl Machine<'_> {
         arguments.words(["-kernel"]).path(&guest.kernel);
         arguments.words(["-initrd"]).path(&guest.initrd);
         arguments.words(["-append", &self.config.cmdline()]);
+        // Nobody writes to it, so no VM needs to lock it.
+        let options = format!(",if=none,id={AGENT},format=raw,readonly=on,file.locking=off");
+        arguments.words(["-drive"]).option("file=", &guest.agent, &options);
+        arguments.words(["-device", &format!("virtio-blk-pci,drive={AGENT},serial={AGENT}")]);
     }
 
     fn agent(&self, arguments: &mut Arguments) {
@@ -215,6 +222,8 @@ mod tests {
         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
         -machine q35,max-ram-below-4g=256M";
     const KERNEL: &str = "-kernel /guest/vmlinuz -initrd /guest/initrd.cpio -append console=ttyS0 panic=-1";
+    const DISK: &str = "-drive file=/guest/agent,if=none,id=agent,format=raw,readonly=on,file.locking=off \
+        -device virtio-blk-pci,drive=agent,serial=agent";
     const FIRMWARE: &str = "-drive file=/guest/CODE.fd,if=pflash,unit=0,format=raw,readonly=on \
         -drive file=/run/vars.fd,if=pflash,unit=1,format=raw";
     const SOCKETS: &str = "-chardev socket,id=console,path=/run/console.sock -device isa-serial,chardev=console \
@@ -246,7 +255,9 @@ mod tests {
         let tcg = "-accel tcg,thread=multi -cpu max,-erms,-fsrm -m 512M -smp 1";
         assert_eq!(
             line(&machine(&config())),
-            format!("{BASE} {tcg} {FIRMWARE} {KERNEL} {SOCKETS} {SERIAL} -netdev user,id=network {CARD}")
+            format!(
+                "{BASE} {tcg} {FIRMWARE} {KERNEL} {DISK} {SOCKETS} {SERIAL} -netdev user,id=network {CARD}"
+            )
         );
     }
 
@@ -267,7 +278,7 @@ mod tests {
         assert_eq!(
             line(&machine),
             format!(
-                "{BASE} {kvm} {KERNEL} sealpod.tee=sample {SOCKETS} {vsock} -netdev user,id=network {CARD}"
+                "{BASE} {kvm} {KERNEL} sealpod.tee=sample {DISK} {SOCKETS} {vsock} -netdev user,id=network {CARD}"
             )
         );
     }

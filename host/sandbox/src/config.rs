@@ -230,6 +230,7 @@ pub(crate) mod tests {
         SandboxConfig::new(GuestImage {
             kernel: "/guest/vmlinuz".into(),
             initrd: "/guest/initrd.cpio".into(),
+            agent: "/guest/agent".into(),
             firmware: "/guest/CODE.fd".into(),
             firmware_variables: "/guest/VARS.fd".into(),
             cmdline: "console=ttyS0 panic=-1".into(),

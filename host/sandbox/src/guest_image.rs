@@ -13,6 +13,8 @@ pub struct GuestImage {
     pub kernel: PathBuf,
     /// The initial file system.
     pub initrd: PathBuf,
+    /// The agent, a disk for all VMs to read.
+    pub agent: PathBuf,
     /// The UEFI firmware's code.
     pub firmware: PathBuf,
     /// The UEFI firmware's variables, of which each VM gets a copy.
@@ -32,6 +34,7 @@ struct Manifest {
     version: u32,
     kernel: String,
     initrd: String,
+    agent: String,
     firmware: String,
     firmware_variables: String,
     cmdline: String,
@@ -72,6 +75,7 @@ impl GuestImage {
         Ok(Self {
             kernel: file_of(folder, &manifest.kernel)?,
             initrd: file_of(folder, &manifest.initrd)?,
+            agent: file_of(folder, &manifest.agent)?,
             firmware: file_of(folder, &manifest.firmware)?,
             firmware_variables: file_of(folder, &manifest.firmware_variables)?,
             cmdline: manifest.cmdline,
@@ -110,13 +114,13 @@ pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), String> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const JSON: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd.cpio","firmware":"CODE.fd",
-        "firmware_variables":"VARS.fd","cmdline":"console=ttyS0 panic=-1","low_memory_mib":256,"machine":"q35"}"#;
+    pub(crate) const JSON: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd.cpio","agent":"agent",
+        "firmware":"CODE.fd","firmware_variables":"VARS.fd","cmdline":"console=ttyS0 panic=-1","low_memory_mib":256,"machine":"q35"}"#;
 
     fn folder(json: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(MANIFEST), json).unwrap();
-        for name in ["vmlinuz", "initrd.cpio", "CODE.fd", "VARS.fd"] {
+        for name in ["vmlinuz", "initrd.cpio", "agent", "CODE.fd", "VARS.fd"] {
             std::fs::write(folder.path().join(name), name).unwrap();
         }
         folder

@@ -64,6 +64,26 @@ async fn a_guest_that_dies_is_reported_with_its_last_words_and_leaves_nothing() 
     assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
 }
 
+/// The agent is no part of the measurement; what is, says which one it must be.
+#[tokio::test]
+async fn a_guest_whose_agent_was_altered_does_not_start() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let genuine = guest();
+    let agent = folder.path().join("agent");
+    let mut content = std::fs::read(&genuine.agent).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&agent, content).unwrap();
+    let config = SandboxConfig { firmware: false, ..SandboxConfig::new(GuestImage { agent, ..genuine }) };
+
+    let error = Sandbox::start(config).await.unwrap_err();
+
+    let Error::Died(reason) = &error else { panic!("{error}") };
+    assert!(reason.console.contains("not the agent that was measured"), "{error}");
+    assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
+}
+
 #[tokio::test]
 async fn a_guest_that_never_answers_is_given_up_with_its_last_words_and_leaves_nothing() {
     let _alone = ONE_AT_A_TIME.lock().await;

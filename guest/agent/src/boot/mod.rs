@@ -1,11 +1,10 @@
-//! From the kernel's `execve` of PID 1 to an agent that answers the host.
+//! From the loader's `execve` of PID 1 to an agent that answers the host.
 //!
 //! Every millisecond here is one of each pod's start, so only what the transport needs is done
 //! before the agent answers; the rest comes when the pod is started.
 
 mod cmdline;
 mod console;
-mod modules;
 mod mounts;
 mod transport;
 
@@ -13,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 pub(crate) use cmdline::Parameters;
-pub(crate) use modules::{load_for_disks, load_for_pod};
+use sealpod_loader::modules;
 
 use crate::api::Agent;
 
@@ -42,7 +41,6 @@ fn serve() -> anyhow::Result<()> {
     forbid_core_dumps()?;
     console::install_tracing();
     let parameters = Parameters::read().context("kernel command line")?;
-    modules::load(modules::BOOT).context("kernel modules for the transport")?;
     if parameters.transport == cmdline::Transport::Vsock {
         modules::load(modules::VSOCK).context("kernel modules for vsock")?;
     }

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount, mount_remount};
 use sealpod_agent_protocol::{Device, Failure, FailureKind};
+use sealpod_loader::disk as loader;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::boot;
 use crate::disk;
 use crate::failure::{Hint, failure, internal};
 
@@ -25,6 +25,8 @@ const FOLDER: &str = "/run/sealpod/disks";
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 /// Of a virtio disk's serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
 const LONGEST_SERIAL: usize = 20;
+/// The guest's own.
+const OWN: [&str; 2] = [loader::AGENT, disk::SERIAL];
 /// How long a disk may take to appear after the host plugged it.
 const PATIENCE: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_millis(10);
@@ -143,7 +145,6 @@ impl Found {
         check_serial(serial)?;
         let wanted = serial.to_owned();
         let search = tokio::task::spawn_blocking(move || {
-            boot::load_for_disks().map_err(|error| internal("load the kernel modules of disks", &error))?;
             let deadline = Instant::now() + PATIENCE;
             loop {
                 match Self::find(&wanted).map_err(|error| internal("look for the disk", &error))? {
@@ -160,7 +161,7 @@ impl Found {
     }
 
     fn find(serial: &str) -> io::Result<Option<Self>> {
-        let Some(disk) = disk::with_serial(serial)? else { return Ok(None) };
+        let Some(disk) = loader::with_serial(serial)? else { return Ok(None) };
         // The ephemeral disk has one, by whatever number the host calls it.
         if fs::read_dir(disk.join("holders"))?.next().is_some() {
             return Err(io::Error::other("the disk is the guest's own"));
@@ -191,14 +192,14 @@ impl Found {
     }
 }
 
-/// The guest's own disk is none that a container gets.
+/// The guest's own disks are none that a container gets.
 fn check_serial(serial: &str) -> Result<(), Failure> {
     let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    match (1..=LONGEST_SERIAL).contains(&serial.len()) && serial.bytes().all(valid) && serial != disk::SERIAL
+    match (1..=LONGEST_SERIAL).contains(&serial.len()) && serial.bytes().all(valid) && !OWN.contains(&serial)
     {
         true => Ok(()),
         false => Err(failure(FailureKind::Invalid, format!("{serial:?} is no disk of a container's")).hint(
-            "a serial number is 1 to 20 lower-case letters, digits and '-'; \"ephemeral\" is the guest's own",
+            "a serial number is 1 to 20 lower-case letters, digits and '-'; \"agent\" and \"ephemeral\" are the guest's own",
         )),
     }
 }
@@ -208,8 +209,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guests_own_disk_is_no_containers() {
-        for serial in ["ephemeral", "", "../etc", "A", "aaaaaaaaaaaaaaaaaaaaa"] {
+    fn the_guests_own_disks_are_no_containers() {
+        for serial in ["agent", "ephemeral", "", "../etc", "A", "aaaaaaaaaaaaaaaaaaaaa"] {
             assert!(check_serial(serial).is_err(), "{serial:?}");
         }
         check_serial("disk-0").unwrap();

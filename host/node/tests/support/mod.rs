@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 /// Stands for the node's folder in data files.
 const FOLDER: &str = "@";
-const GUEST: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd","firmware":"CODE.fd",
+const GUEST: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd","agent":"agent","firmware":"CODE.fd",
     "firmware_variables":"VARS.fd","cmdline":"panic=-1","low_memory_mib":256,"machine":"q35"}"#;
 
 pub(crate) struct Node {
@@ -50,9 +50,14 @@ impl Node {
         for name in ["sealpod", "containerd-shim-sealpod-v2", "sealpod-snapshotter"] {
             node.program(&format!("from/{name}"), &format!("#!/bin/sh\necho {name} 0.1.0\n"));
         }
-        for (name, text) in
-            [("guest.json", GUEST), ("vmlinuz", "k"), ("initrd", "i"), ("CODE.fd", "c"), ("VARS.fd", "v")]
-        {
+        for (name, text) in [
+            ("guest.json", GUEST),
+            ("vmlinuz", "k"),
+            ("initrd", "i"),
+            ("agent", "a"),
+            ("CODE.fd", "c"),
+            ("VARS.fd", "v"),
+        ] {
             node.write(&format!("from/guest/{name}"), text);
         }
         node
