@@ -16,8 +16,8 @@ busybox mkdir -p /dev /sys
 busybox mount -t devtmpfs dev /dev
 busybox mount -t sysfs sys /sys
 for module in $(busybox cat /modules/boot.list); do busybox insmod /modules/$module; done
-until [ -c /dev/vport0p1 ]; do busybox sleep 0.1; done
-exec 3<>/dev/vport0p1
+until port=$(echo /dev/vport*) && [ -c "$port" ]; do busybox sleep 0.1; done
+exec 3<>"$port"
 say() {
     busybox printf "SEALPOD\\001$1" > /answer
     busybox tail -c 16 /message >> /answer
