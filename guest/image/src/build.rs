@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use blake2::{Blake2b512, Digest};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
 use serde::Serialize;
-use sha2::{Digest, Sha384};
 
 use crate::cpio::Archive;
 use crate::error::{Error, io};
@@ -154,8 +154,8 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, Error> {
 fn initrd(loader: &Path, agent: &[u8], modules: &Path) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::default();
     archive.program("init", read_program(loader)?);
-    let digest = format!("{}  {AGENT}\n", hex::encode(Sha384::digest(agent)));
-    archive.file("agent.sha384", digest.into_bytes());
+    let digest = format!("{}  {AGENT}\n", hex::encode(Blake2b512::digest(agent)));
+    archive.file("agent.b2sum", digest.into_bytes());
     archive.folder("modules");
     let groups = ModuleGroups::collect(modules)?;
     for (group, names) in groups.lists {

@@ -2,7 +2,7 @@
 //! itself comes on a disk of the host's, and runs if it is the one that the digest names.
 //!
 //! Firmware hashes every byte of the initrd with each algorithm that the TPM knows, 204 instructions a byte. Here it is
-//! one algorithm, whose words are the processor's, with 33; and the agent is bound as firmly.
+//! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly.
 
 mod program;
 
@@ -18,8 +18,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::system::{RebootCommand, reboot};
 use sealpod_loader::{disk, modules};
 
-/// What `sha384sum` prints of the agent's file.
-const DIGEST: &str = "/agent.sha384";
+/// What `b2sum` prints of the agent's file.
+const DIGEST: &str = "/agent.b2sum";
 /// Where the agent goes.
 const AGENT: &str = "/sealpod-agent";
 
