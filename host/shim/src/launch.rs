@@ -149,8 +149,8 @@ fn sockets() -> impl Iterator<Item = (u32, String, PathBuf)> {
 /// Removes what shims and their VMs left that were killed.
 fn remove_abandoned() {
     sealpod_sandbox::remove_abandoned(Path::new(RUNTIME_FOLDER));
-    for (_, _, path) in sockets() {
-        // Who listens, listens still if it is in another process namespace.
+    for (_, _, path) in sockets().filter(|(pid, ..)| sealpod_sandbox::has_ended(*pid)) {
+        // Who is in another process namespace listens still.
         let heard = UnixStream::connect(&path);
         if heard.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
             // Somebody else may have been faster.
