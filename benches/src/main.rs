@@ -20,11 +20,8 @@ use machine::Machine;
 use owner::Owner;
 use report::{Measurements, Report};
 
-/// Rounds, of which the median counts.
+/// Runs of each kind. The machine may be busy with other things, so the kinds take turns and medians count.
 const RUNS: usize = 5;
-/// Boots of each kind in a round, which take turns, and of which the faster counts: what else a shared machine does can
-/// only slow a boot down, and by more than what is measured here.
-const TRIES: usize = 2;
 
 fn main() -> ExitCode {
     match run() {
@@ -72,26 +69,23 @@ async fn measure() -> anyhow::Result<Measurements> {
     let mut all = Measurements { quote, initrd_bytes: machine.initrd_bytes()?, ..Measurements::default() };
     for round in 1..=RUNS {
         for (firmware, kind) in [(true, "with firmware"), (false, "without firmware")] {
-            let mut fastest = (Duration::MAX, Duration::MAX);
-            for _ in 0..TRIES {
-                let bare = machine.bare(firmware).await?;
-                tell(&format!("round {round} of {RUNS}, {kind}: bare guest"), &[bare]);
-                let sandbox = machine.agent(firmware).await?;
-                let ready = sandbox.timings().ready;
-                tell(&format!("round {round} of {RUNS}, {kind}: agent ready"), &[ready]);
-                fastest = (fastest.0.min(bare), fastest.1.min(ready));
-                all.resident_bytes.push(machine::info(&sandbox).await?.resident_bytes);
-                if firmware {
-                    let attested = owner.attest(&sandbox).await?;
-                    all.attest.push(attested.handshake);
-                    all.attest_request.push(attested.request);
-                    tell(&format!("round {round} of {RUNS}: attest"), &[attested.handshake]);
-                }
-                sandbox.stop().await;
-            }
             let boots = if firmware { &mut all.with_firmware } else { &mut all.without_firmware };
-            boots.bare.push(fastest.0);
-            boots.agent_ready.push(fastest.1);
+            let bare = machine.bare(firmware).await?;
+            boots.bare.push(bare);
+            tell(&format!("round {round} of {RUNS}, {kind}: bare guest"), &[bare]);
+
+            let sandbox = machine.agent(firmware).await?;
+            let ready = sandbox.timings().ready;
+            boots.agent_ready.push(ready);
+            all.resident_bytes.push(machine::info(&sandbox).await?.resident_bytes);
+            tell(&format!("round {round} of {RUNS}, {kind}: agent ready"), &[ready]);
+            if firmware {
+                let attested = owner.attest(&sandbox).await?;
+                all.attest.push(attested.handshake);
+                all.attest_request.push(attested.request);
+                tell(&format!("round {round} of {RUNS}: attest"), &[attested.handshake]);
+            }
+            sandbox.stop().await;
         }
     }
     Ok(all)

@@ -29,7 +29,7 @@ pub(crate) struct Measurements {
     pub(crate) initrd_bytes: u64,
 }
 
-/// Times from QEMU's start, of each round the fastest.
+/// Times from QEMU's start.
 #[derive(Debug, Default)]
 pub(crate) struct Boots {
     /// To the line of a first process that does nothing.
@@ -41,7 +41,7 @@ pub(crate) struct Boots {
 /// `boot.json`. All `_ms` and `_mb` are medians unless their names say otherwise; a MB is 10⁶ bytes.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Rounds. The times of boots are of each round's fastest.
+    /// Runs of each kind.
     runs: usize,
     accelerator: &'static str,
     /// With firmware, as is `agent_ready_ms`.
@@ -89,7 +89,7 @@ impl Measurements {
             limit("attest - quote", "ms", ATTEST_LIMIT_MS, rounded(attest - quote)),
         ];
         Ok(Report {
-            runs: self.with_firmware.bare.len(),
+            runs: self.attest.len(),
             accelerator: "tcg",
             bare_ms: with.bare_ms,
             agent_ready_ms: with.agent_ready_ms,
