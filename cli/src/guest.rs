@@ -82,7 +82,7 @@ fn build(args: BuildArgs) -> Result<()> {
     let output = args.output.unwrap_or_else(default_output);
     let progress = Progress::start("looking for the guest's parts");
     let agent = args.agent.map_or_else(agent_beside_this_program, Ok)?;
-    let loader = args.loader.unwrap_or_else(|| agent.with_file_name("sealpod-loader"));
+    let loader = args.loader.map_or_else(|| loader_beside(&agent), Ok)?;
     // Clap lets each pair come only as a whole.
     let (kernel, modules) = match (args.kernel, args.modules) {
         (Some(kernel), Some(modules)) => (kernel, modules),
@@ -119,6 +119,14 @@ fn agent_beside_this_program() -> Result<PathBuf> {
         return Ok(agent);
     }
     Err(Error::new(format!("there is no agent at {}", agent.display())).hint("name it with --agent"))
+}
+
+fn loader_beside(agent: &Path) -> Result<PathBuf> {
+    let loader = agent.with_file_name("sealpod-loader");
+    if loader.is_file() {
+        return Ok(loader);
+    }
+    Err(Error::new(format!("there is no loader at {}", loader.display())).hint("name it with --loader"))
 }
 
 fn print_guest(folder: &Path, manifest: &GuestManifest) -> Result<()> {

@@ -1,4 +1,7 @@
 //! Kernel modules, in the groups that `guest/image` put into the initrd.
+//!
+//! A group is a file `/modules/GROUP.list` that names the module files to load, one a line, in order of
+//! their dependencies. A kernel that has everything built in has empty groups.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,7 +1,7 @@
 //! Disks that the host plugs into the running machine: block devices of containers, or file systems that they share.
 //!
 //! What is on such a disk is the host's word, and the host reads what is written to it, as with any volume of a
-//! cluster's; a workload that minds encrypts it. The ephemeral disk, which is the guest's own, is none of these.
+//! cluster's; a workload that minds encrypts it. The guest's own disks, the agent's and the ephemeral one, are none of these.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount, mount_remount};
 use sealpod_agent_protocol::{Device, Failure, FailureKind};
-use sealpod_loader::disk as loader;
+use sealpod_loader::disk::{AGENT, with_serial};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -26,7 +26,7 @@ const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 /// Of a virtio disk's serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
 const LONGEST_SERIAL: usize = 20;
 /// The guest's own.
-const OWN: [&str; 2] = [loader::AGENT, disk::SERIAL];
+const OWN: [&str; 2] = [AGENT, disk::SERIAL];
 /// How long a disk may take to appear after the host plugged it.
 const PATIENCE: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_millis(10);
@@ -161,7 +161,7 @@ impl Found {
     }
 
     fn find(serial: &str) -> io::Result<Option<Self>> {
-        let Some(disk) = loader::with_serial(serial)? else { return Ok(None) };
+        let Some(disk) = with_serial(serial)? else { return Ok(None) };
         // The ephemeral disk has one, by whatever number the host calls it.
         if fs::read_dir(disk.join("holders"))?.next().is_some() {
             return Err(io::Error::other("the disk is the guest's own"));

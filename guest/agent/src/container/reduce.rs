@@ -73,19 +73,10 @@ fn plain(user: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::spec::tests::{self, list as words};
 
     fn image() -> ImageProcess {
-        ImageProcess {
-            entrypoint: vec!["/entry".into()],
-            command: vec!["serve".into()],
-            environment: vec!["A=1".into(), "PATH=/bin".into()],
-            working_directory: "/srv".into(),
-            user: "1000".into(),
-        }
-    }
-
-    fn words(words: &[&str]) -> Option<Vec<String>> {
-        Some(words.iter().map(ToString::to_string).collect())
+        ImageProcess { user: "1000".into(), ..tests::image() }
     }
 
     fn reduced(image: &ImageProcess, change: impl FnOnce(&mut CreateContainer)) -> CreateContainer {

@@ -456,4 +456,4 @@ fn strings(list: &Value) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

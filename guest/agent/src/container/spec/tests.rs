@@ -2,7 +2,7 @@ use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::*;
 
-fn image() -> ImageProcess {
+pub(crate) fn image() -> ImageProcess {
     ImageProcess {
         entrypoint: vec!["/entry".into()],
         command: vec!["serve".into()],
@@ -20,7 +20,7 @@ fn user() -> User {
     User { uid: 1000, gid: 1001, additional_gids: vec![29], home: "/home/app".into() }
 }
 
-fn list(words: &[&str]) -> Option<Vec<String>> {
+pub(crate) fn list(words: &[&str]) -> Option<Vec<String>> {
     Some(words.iter().map(ToString::to_string).collect())
 }
 
