@@ -2,7 +2,7 @@
 
 GUEST_TARGET := x86_64-unknown-linux-gnu
 AGENT        := target/$(GUEST_TARGET)/guest/sealpod-agent
-SEALPOD      := target/release/sealpod
+SEALPOD      := target/debug/sealpod
 GUEST        := target/guest-image
 
 export SEALPOD_GUEST := $(CURDIR)/$(GUEST)
@@ -21,7 +21,7 @@ setup: ## Install what is missing on this machine (Debian 12, Ubuntu 24.04)
 	@scripts/setup.sh
 
 build: setup ## Build the programs that run outside the guest
-	cargo build --release --locked --workspace --bins
+	cargo build --locked --workspace --bins
 
 $(AGENT): setup FORCE
 	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
@@ -36,30 +36,30 @@ demo: guest ## The whole story: an encrypted image in a measured VM, and seven a
 	@$(SEALPOD) demo
 
 demo-node: guest ## A pod from a YAML file on a private node with a stock containerd
-	@target/release/demo-node
+	@target/debug/demo-node
 
 containerds: setup ## Fetch newer releases of containerd for the tests (target/containerd/)
 	@scripts/containerds.sh
 
 test: lint deny guest containerds ## All tests: unit, interop (skopeo, docker-registry, swtpm) and VM
 	$(if $(GENUINE),,@echo 'SEALPOD_FIXTURES is not set: tests on genuine evidence are ignored')
-	cargo test --release --locked --workspace --all-targets --no-fail-fast $(GENUINE)
+	cargo test --locked --workspace --all-targets --no-fail-fast $(GENUINE)
 
 lint: setup ## Formatting, and clippy without warnings
 	cargo fmt --all --check
-	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 deny: setup ## Licences, duplicates and sources of the dependencies
 	scripts/deny.sh
 
 soak: guest ## A hundred pods in a row, and eight at once, on a private node (half an hour)
-	SEALPOD_SOAK=1 cargo test --release --locked --workspace --test node pods_in_a_row
+	SEALPOD_SOAK=1 cargo test --locked --workspace --test node pods_in_a_row
 
 bench: guest ## Boot and attestation times, as ratios within one run (target/bench/)
-	target/release/sealpod-benches
+	target/debug/sealpod-benches
 
 bench-node: guest ## Pods by CRI beside sealpod run and runc, memory, execs, output (target/bench/)
-	target/release/bench-node
+	target/debug/bench-node
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -1,6 +1,7 @@
 //! A frame: a length (u32, little-endian) and that many bytes of JSON.
 
 use std::io;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -61,12 +62,20 @@ pub(crate) async fn read<V: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     budget: &Budget,
 ) -> Result<V, FrameError> {
+    read_within(FRAME_TIME, stream, budget).await
+}
+
+async fn read_within<V: DeserializeOwned>(
+    limit: Duration,
+    stream: &mut (impl AsyncRead + Unpin),
+    budget: &Budget,
+) -> Result<V, FrameError> {
     let mut first = [0];
     if stream.read(&mut first).await? == 0 {
         return Err(FrameError::Ended);
     }
     let rest = read_begun(first, stream, budget);
-    tokio::time::timeout(FRAME_TIME, rest).await.map_err(|_| FrameError::TooSlow)?
+    tokio::time::timeout(limit, rest).await.map_err(|_| FrameError::TooSlow)?
 }
 
 async fn read_begun<V: DeserializeOwned>(
@@ -130,12 +139,13 @@ mod tests {
         assert!(matches!(error, FrameError::Malformed(_)), "{error}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_frame_that_does_not_go_on_is_given_up() {
         use tokio::io::AsyncWriteExt;
         let (mut slow, mut reader) = tokio::io::duplex(64);
         slow.write_all(&[20, 0, 0, 0, b'{']).await.unwrap();
-        let error = read::<Request>(&mut reader, &Budget::new()).await.unwrap_err();
+        let limit = Duration::from_millis(20);
+        let error = read_within::<Request>(limit, &mut reader, &Budget::new()).await.unwrap_err();
         assert!(matches!(error, FrameError::TooSlow), "{error}");
     }
 

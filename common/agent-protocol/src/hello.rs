@@ -198,7 +198,7 @@ mod tests {
         both_agree(host, guest).await;
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_hello_that_was_lost_is_repeated() {
         let (host, mut guest) = tokio::io::duplex(4096);
         let mut host = buffered(host);
