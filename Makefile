@@ -24,8 +24,7 @@ build: setup ## Build the programs that run outside the guest
 	cargo build --locked --workspace --bins
 
 $(AGENT): setup FORCE
-	RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
-		cargo build --profile guest --locked --target $(GUEST_TARGET) -p sealpod-agent -p sealpod-loader
+	scripts/guest-programs.sh
 
 guest: setup ## Build the measured guest: kernel, initrd, agent, command line
 	@# The agent is optimised as a whole, on one processor.

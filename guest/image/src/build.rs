@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use blake2::{Blake2b512, Digest};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -154,7 +153,7 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, Error> {
 fn initrd(loader: &Path, agent: &[u8], modules: &Path) -> Result<Vec<u8>, Error> {
     let mut archive = Archive::default();
     archive.program("init", read_program(loader)?);
-    let digest = format!("{}  {AGENT}\n", hex::encode(Blake2b512::digest(agent)));
+    let digest = format!("{}  {AGENT}\n", blake2b_simd::blake2b(agent).to_hex());
     archive.file("agent.b2sum", digest.into_bytes());
     archive.folder("modules");
     let groups = ModuleGroups::collect(modules)?;

@@ -1,4 +1,6 @@
-//! What the loader and the agent both do.
+//! What the loader does to have a disk, and the agent after it for more of them.
+
+#![no_std]
 
 pub mod disk;
 pub mod modules;

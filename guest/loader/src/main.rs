@@ -2,61 +2,112 @@
 //! itself comes on a disk of the host's, and runs if it is the one that the digest names.
 //!
 //! Firmware hashes every byte of the initrd with each algorithm that the TPM knows, 204 instructions a byte. Here it is
-//! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly.
+//! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly. For
+//! the same reason this program does without the standard library and C's in a guest: it is a twentieth of what it would
+//! be with them.
 
+#![cfg_attr(panic = "abort", no_std, no_main)]
+
+#[cfg(panic = "abort")]
+mod freestanding;
 mod program;
+mod system;
 
-use std::convert::Infallible;
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Command;
+use core::convert::Infallible;
+use core::fmt;
 
-use anyhow::Context;
+use rustix::fs::{CWD, Mode, OFlags, mkdir, open, openat};
+use rustix::io::{Errno, read, write};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::system::{RebootCommand, reboot};
 use sealpod_loader::{disk, modules};
 
+use program::Digest;
+use system::{Console, execute};
+
 /// What `b2sum` prints of the agent's file.
 const DIGEST: &str = "/agent.b2sum";
+/// More than that.
+const DIGEST_BYTES: usize = 512;
 /// Where the agent goes.
-const AGENT: &str = "/sealpod-agent";
+const AGENT: &core::ffi::CStr = c"/sealpod-agent";
 
-fn main() {
-    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
-        eprintln!("sealpod-loader is the first program of a Sealpod guest; start one with `sealpod run`");
-        std::process::exit(2);
-    }
-    let Err(error) = load();
-    eprintln!("sealpod: cannot start the agent: {error:#}");
-    // Only fails without CAP_SYS_BOOT, in which case the first process's end panics the kernel: as good an end.
-    let _ = reboot(RebootCommand::PowerOff);
+/// Why there is no agent.
+#[derive(Debug, thiserror::Error)]
+#[expect(clippy::large_enum_variant, reason = "it is made once, and there is no heap")]
+enum Error {
+    #[error("cannot {doing}: {why}")]
+    System { doing: &'static str, why: Errno },
+    #[error(transparent)]
+    Modules(#[from] modules::Error),
+    #[error("there is no disk with the serial {:?}", disk::AGENT)]
+    NoDisk,
+    #[error("{0}")]
+    Program(#[from] program::Error),
 }
 
-fn load() -> anyhow::Result<Infallible> {
+#[cfg(not(panic = "abort"))]
+fn main() {
+    run()
+}
+
+/// Loads and runs the agent; never returns.
+fn run() -> ! {
+    if rustix::process::getpid().as_raw_nonzero().get() != 1 {
+        say(format_args!(
+            "sealpod-loader is the first program of a Sealpod guest; start one with `sealpod run`"
+        ));
+        system::exit(2);
+    }
+    let Err(error) = load();
+    say(format_args!("sealpod: cannot start the agent: {error}"));
+    // Only fails without CAP_SYS_BOOT, in which case the first process's end panics the kernel: as good an end.
+    let _ = reboot(RebootCommand::PowerOff);
+    system::exit(1)
+}
+
+/// Writes a line to the console.
+fn say(words: fmt::Arguments<'_>) {
+    let _ = fmt::write(&mut Console, format_args!("{words}\n"));
+}
+
+fn load() -> Result<Infallible, Error> {
     let hard = MountFlags::NOSUID | MountFlags::NOEXEC;
     let mounts = [("devtmpfs", "/dev"), ("sysfs", "/sys")];
     for (kind, target) in mounts {
-        fs::create_dir_all(target).with_context(|| format!("create {target}"))?;
-        mount(kind, target, kind, hard, c"").with_context(|| format!("mount {target}"))?;
+        match mkdir(target, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(why) => return Err(Error::System { doing: "create a folder to mount on", why }),
+        }
+        mount(kind, target, kind, hard, c"").map_err(while_("mount the kernel's file systems"))?;
     }
     modules::load(modules::BOOT)?;
-    let found = disk::with_serial(disk::AGENT).context("look for the agent's disk")?;
-    let found = found.with_context(|| format!("there is no disk with the serial {:?}", disk::AGENT))?;
-    let device = Path::new("/dev").join(found.file_name().unwrap_or_default());
-    let digest = fs::read_to_string(DIGEST).context("the initrd has no agent's digest")?;
-
-    let from = File::open(&device).context("open the agent's disk")?;
-    // From here on it lies in the guest's memory, where the host cannot change it.
-    let mut to = File::create(AGENT).context("create the agent's file")?;
-    program::copy(from, &mut to, &digest)?;
-    drop(to);
-    fs::set_permissions(AGENT, Permissions::from_mode(0o700)).context("make the agent a program")?;
+    let found = disk::with_serial(disk::AGENT).map_err(while_("look for the agent's disk"))?;
+    take(found.ok_or(Error::NoDisk)?)?;
     for (_, target) in mounts {
-        unmount(target, UnmountFlags::DETACH).with_context(|| format!("unmount {target}"))?;
+        unmount(target, UnmountFlags::DETACH).map_err(while_("unmount the kernel's file systems"))?;
     }
-    // The kernel's words for the first program are the agent's.
-    let arguments = std::env::args_os().skip(1);
-    Err(Command::new(AGENT).args(arguments).exec()).context("run the agent")
+    Err(Error::System { doing: "run the agent", why: execute(AGENT) })
+}
+
+/// Takes the agent from the disk into the guest's memory, where the host cannot change it.
+fn take(disk: disk::Name) -> Result<(), Error> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut line = [0; DIGEST_BYTES];
+    let file = open(DIGEST, flags, Mode::empty()).map_err(while_("open the agent's digest"))?;
+    let length = read(&file, &mut line).map_err(while_("read the agent's digest"))?;
+    let digest = Digest::of_line(line.get(..length).unwrap_or_default());
+
+    let devices = openat(CWD, "/dev", flags, Mode::empty()).map_err(while_("open /dev"))?;
+    // It is read once: past the cache, which would be a second copy.
+    let from = openat(&devices, disk.as_str(), flags | OFlags::DIRECT, Mode::empty());
+    let from = from.map_err(while_("open the agent's disk"))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let to = open(AGENT, flags, Mode::from_raw_mode(0o700)).map_err(while_("create the agent's file"))?;
+    program::copy(|buffer| read(&from, buffer), |bytes| write(&to, bytes), digest)?;
+    Ok(())
+}
+
+fn while_(doing: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |why| Error::System { doing, why }
 }

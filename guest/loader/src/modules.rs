@@ -3,44 +3,45 @@
 //! A group is a file `/modules/GROUP.list` that names the module files to load, one a line, in order of
 //! their dependencies. A kernel that has everything built in has empty groups.
 
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
-
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, read};
 use rustix::system::finit_module;
 
 /// What the loader needs, and the transport to the host, and any disk; the other groups build on it.
-pub const BOOT: &str = "boot";
+pub const BOOT: &str = "boot.list";
 /// What vsock needs.
-pub const VSOCK: &str = "vsock";
+pub const VSOCK: &str = "vsock.list";
 /// Network cards.
-pub const NETWORK: &str = "network";
+pub const NETWORK: &str = "network.list";
 /// Containers' root file systems.
-pub const OVERLAY: &str = "overlay";
+pub const OVERLAY: &str = "overlay.list";
 /// What the ephemeral disk needs: encryption.
-pub const ENCRYPTION: &str = "encryption";
+pub const ENCRYPTION: &str = "encryption.list";
 
 const FOLDER: &str = "/modules";
+/// Of a list, at most.
+const LIST_BYTES: usize = 4096;
 
-/// Why a module was not loaded.
-#[derive(Debug, thiserror::Error)]
+/// Why a group was not loaded.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum Error {
-    /// The group's list cannot be read.
-    #[error("cannot read the list of module group {group}")]
+    /// Its list cannot be read.
+    #[error("cannot read the kernel modules' list {list}: {why}")]
     List {
-        /// The group.
-        group: &'static str,
+        /// The list.
+        list: &'static str,
         /// Why.
-        source: io::Error,
+        why: Errno,
     },
     /// The kernel refused a module.
-    #[error("cannot load module {module}")]
+    #[error("cannot load kernel module {number} of {list}: {why}")]
     Load {
-        /// The file's name.
-        module: String,
+        /// The list.
+        list: &'static str,
+        /// Which of its lines, from 1.
+        number: usize,
         /// Why.
-        source: io::Error,
+        why: Errno,
     },
 }
 
@@ -48,18 +49,28 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`] where the group or one of its files cannot be read, or the kernel refuses one.
-pub fn load(group: &'static str) -> Result<(), Error> {
-    let list = match fs::read_to_string(Path::new(FOLDER).join(format!("{group}.list"))) {
-        Ok(list) => list,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::List { group, source }),
+pub fn load(list: &'static str) -> Result<(), Error> {
+    let unreadable = |why| Error::List { list, why };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut space = [0; LIST_BYTES];
+    let folder = match openat(CWD, FOLDER, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(unreadable(error)),
     };
-    for module in list.lines().filter(|line| !line.is_empty()) {
-        let refused = |source: io::Error| Error::Load { module: module.into(), source };
-        let file = File::open(Path::new(FOLDER).join(module)).map_err(refused)?;
-        match finit_module(&file, c"", 0) {
+    let length = match openat(&folder, list, flags, Mode::empty()) {
+        Ok(file) => read(&file, &mut space).map_err(unreadable)?,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let names = space.get(..length).filter(|names| names.len() < LIST_BYTES);
+    let names = names.ok_or_else(|| unreadable(Errno::FBIG))?;
+    for (index, name) in names.split(|byte| *byte == b'\n').enumerate().filter(|(_, name)| !name.is_empty()) {
+        let refused = |why| Error::Load { list, number: index + 1, why };
+        let module = openat(&folder, name, flags, Mode::empty()).map_err(refused)?;
+        match finit_module(&module, c"", 0) {
             Ok(()) | Err(Errno::EXIST) => (),
-            Err(error) => return Err(refused(error.into())),
+            Err(error) => return Err(refused(error)),
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount, mount_remount};
 use sealpod_agent_protocol::{Device, Failure, FailureKind};
-use sealpod_loader::disk::{AGENT, with_serial};
+use sealpod_loader::disk::{AGENT, DISKS, with_serial};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -161,7 +161,8 @@ impl Found {
     }
 
     fn find(serial: &str) -> io::Result<Option<Self>> {
-        let Some(disk) = with_serial(serial)? else { return Ok(None) };
+        let Some(name) = with_serial(serial)? else { return Ok(None) };
+        let disk = Path::new(DISKS).join(name.as_str());
         // The ephemeral disk has one, by whatever number the host calls it.
         if fs::read_dir(disk.join("holders"))?.next().is_some() {
             return Err(io::Error::other("the disk is the guest's own"));
@@ -173,8 +174,7 @@ impl Found {
             .split_once(':')
             .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         let numbers = parsed.ok_or_else(|| io::Error::other("a device without numbers"))?;
-        let name = disk.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Some(Self { name, numbers, read_only: attribute("ro")?.trim() == "1" }))
+        Ok(Some(Self { name: name.as_str().into(), numbers, read_only: attribute("ro")?.trim() == "1" }))
     }
 
     fn mount(&self, folder: &Path, kind: &str, group: Option<u32>) -> io::Result<()> {

@@ -1,0 +1,67 @@
+//! What the kernel does for a program at its end, and what it says meanwhile.
+
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+use core::fmt;
+use core::ptr;
+
+use rustix::fd::BorrowedFd;
+use rustix::io::{Errno, write};
+
+/// execve(2) of x86-64, the same for all versions of Linux.
+const EXECVE: usize = 59;
+const EXIT_GROUP: usize = 231;
+const STANDARD_ERROR: i32 = 2;
+
+/// The standard error stream, which is the console.
+pub(crate) struct Console;
+
+impl fmt::Write for Console {
+    fn write_str(&mut self, words: &str) -> fmt::Result {
+        // SAFETY: nothing closes it.
+        let stream = unsafe { BorrowedFd::borrow_raw(STANDARD_ERROR) };
+        write(stream, words.as_bytes()).map_err(|_| fmt::Error).map(drop)
+    }
+}
+
+/// Runs another program in place of this one, with its path as its only argument and no environment; says why if it
+/// cannot.
+pub(crate) fn execute(path: &CStr) -> Errno {
+    let arguments: [*const c_char; 2] = [path.as_ptr(), ptr::null()];
+    let environment: [*const c_char; 1] = [ptr::null()];
+    // SAFETY: all three are there for the call, and end as execve(2) wants it.
+    let result =
+        unsafe { call(EXECVE, path.as_ptr().addr(), arguments.as_ptr().addr(), environment.as_ptr().addr()) };
+    // The kernel gives an error as its negative.
+    Errno::from_raw_os_error(i32::try_from(result.wrapping_neg()).unwrap_or_default())
+}
+
+/// Ends this process.
+pub(crate) fn exit(code: u8) -> ! {
+    loop {
+        // SAFETY: it takes no address.
+        unsafe { call(EXIT_GROUP, code.into(), 0, 0) };
+    }
+}
+
+/// A system call of three arguments.
+///
+/// # Safety
+/// As that system call's.
+unsafe fn call(number: usize, first: usize, second: usize, third: usize) -> usize {
+    let result;
+    // SAFETY: the kernel changes rax, rcx and r11 and no other register; the caller answers for the rest.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}

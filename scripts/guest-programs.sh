@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds the guest's two programs, as small as they go: target/x86_64-unknown-linux-gnu/guest/sealpod-{agent,loader}.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build() {
+  cargo build --profile guest --locked --target x86_64-unknown-linux-gnu --package "$1"
+}
+
+# One by one: together, the loader would get its dependencies with all that the agent wants of them.
+RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-nostartfiles' \
+  build sealpod-loader
+RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
+  build sealpod-agent
