@@ -179,8 +179,8 @@ fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
     Ok(pid?.as_raw())
 }
 
-fn builder(id: &str, filter: Filter) -> Result<ContainerBuilder, LibcontainerError> {
-    let workload = Workload::new(filter).map_err(|error| LibcontainerError::Other(error.to_string()))?;
+fn builder(id: &str, filter: Filter) -> Result<ContainerBuilder, Error> {
+    let workload = Workload::new(filter).map_err(io_while("make the filter of system calls"))?;
     Ok(ContainerBuilder::new(id.into(), SyscallType::default())
         .with_root_path(RUNTIME)?
         .validate_id()?

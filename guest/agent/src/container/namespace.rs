@@ -7,7 +7,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use libcontainer::seccomp::initialize_seccomp;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
 };
@@ -19,7 +18,8 @@ use sealpod_agent_protocol::{Failure, FailureKind, SharedProcesses};
 use tokio::sync::OnceCell;
 
 use super::helper::Operation;
-use super::{Containers, launch, seccomp};
+use super::seccomp::Program;
+use super::{Containers, launch};
 use crate::failure::{failure, internal};
 use crate::reaper::Reaper;
 
@@ -104,6 +104,7 @@ pub(crate) fn run() -> ExitCode {
 
 /// Containers that may trace see this process, and could act as it: so it can do nothing and sees nothing.
 fn give_all_up() -> io::Result<()> {
+    let filter = Program::load()?;
     // Best effort: that memory runs out altogether is unlikely.
     let _ = std::fs::write("/proc/self/oom_score_adj", NEVER);
     // SAFETY: this process has one thread, and of the ways in which threads depend on one another only FILES would be
@@ -124,6 +125,5 @@ fn give_all_up() -> io::Result<()> {
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let profile = seccomp::profile().map_err(io::Error::other)?;
-    initialize_seccomp(&profile).map_err(io::Error::other).map(drop)
+    filter.install()
 }

@@ -3,11 +3,15 @@
 //! The list is the one that is usual among container engines: what programs need, without what loads code
 //! into the kernel, sets clocks, mounts, traces across containers or reaches other address families.
 
+mod program;
+
 use libcontainer::oci_spec::OciSpecError;
 use libcontainer::oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
     LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
+
+pub(super) use program::Program;
 
 /// `EPERM`: what a forbidden call answers.
 const EPERM: u32 = 1;
@@ -73,11 +77,12 @@ fn argument(index: usize, value: u64, op: LinuxSeccompOperator) -> Result<LinuxS
     LinuxSeccompArgBuilder::default().index(index).value(value).op(op).build()
 }
 
+/// The OCI's specification has the mask first and its value second; the runtime library takes them the other way round.
 fn masked(index: usize, mask: u64, value: u64) -> Result<LinuxSeccompArg, OciSpecError> {
     LinuxSeccompArgBuilder::default()
         .index(index)
-        .value(mask)
-        .value_two(value)
+        .value(value)
+        .value_two(mask)
         .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
         .build()
 }

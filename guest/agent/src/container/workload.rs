@@ -3,17 +3,16 @@
 //! The runtime library would filter only the first process of a container; here every process of it is.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use libcontainer::oci_spec::OciSpecError;
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
-use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::fs::{Access, access};
 
-use super::seccomp;
+use super::seccomp::Program;
 use super::spec::Filter;
 
 /// What the complaints about a program that cannot run begin with. The runtime library passes them on as text only,
@@ -25,14 +24,14 @@ pub(super) const NOT_EXECUTABLE: &str = "not executable: ";
 /// Runs a container's program.
 #[derive(Clone)]
 pub(super) struct Workload {
-    /// If the filter is ours to install.
-    seccomp: Option<LinuxSeccomp>,
+    /// If it is ours to install.
+    filter: Option<Program>,
 }
 
 impl Workload {
-    pub(super) fn new(filter: Filter) -> Result<Self, OciSpecError> {
-        let seccomp = (filter == Filter::AtTheEnd).then(seccomp::profile).transpose()?;
-        Ok(Self { seccomp })
+    pub(super) fn new(filter: Filter) -> io::Result<Self> {
+        let filter = (filter == Filter::AtTheEnd).then(Program::load).transpose()?;
+        Ok(Self { filter })
     }
 }
 
@@ -53,8 +52,10 @@ impl Executor for Workload {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let [program, arguments @ ..] = arguments(spec) else { return Err(ExecutorError::InvalidArg) };
-        if let Some(seccomp) = &self.seccomp {
-            initialize_seccomp(seccomp).map_err(|error| ExecutorError::Other(error.to_string()))?;
+        if let Some(filter) = &self.filter {
+            filter
+                .install()
+                .map_err(|error| ExecutorError::Other(format!("cannot filter calls: {error}")))?;
         }
         // Also undoes what our own runtime did to SIGPIPE.
         let error = Command::new(program).args(arguments).exec();
