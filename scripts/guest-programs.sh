@@ -8,7 +8,6 @@ build() {
 }
 
 # One by one: together, the loader would get its dependencies with all that the agent wants of them.
-RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-nostartfiles' \
-  build sealpod-loader
-RUSTFLAGS='-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--pack-dyn-relocs=relr' \
-  build sealpod-agent
+both='-C target-feature=+crt-static -C force-unwind-tables=no'
+RUSTFLAGS="$both -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-nostartfiles" build sealpod-loader
+RUSTFLAGS="$both -C link-arg=-Wl,--pack-dyn-relocs=relr" build sealpod-agent

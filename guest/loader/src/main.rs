@@ -10,6 +10,8 @@
 
 #[cfg(panic = "abort")]
 mod freestanding;
+#[cfg(any(panic = "abort", test))]
+mod memory;
 mod program;
 mod system;
 
@@ -42,7 +44,7 @@ enum Error {
     Modules(#[from] modules::Error),
     #[error("there is no disk with the serial {:?}", disk::AGENT)]
     NoDisk,
-    #[error("{0}")]
+    #[error(transparent)]
     Program(#[from] program::Error),
 }
 

@@ -8,6 +8,9 @@ use core::ptr;
 use rustix::fd::BorrowedFd;
 use rustix::io::{Errno, write};
 
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("the loader knows the system calls of x86-64 only");
+
 /// execve(2) of x86-64, the same for all versions of Linux.
 const EXECVE: usize = 59;
 const EXIT_GROUP: usize = 231;
@@ -18,7 +21,7 @@ pub(crate) struct Console;
 
 impl fmt::Write for Console {
     fn write_str(&mut self, words: &str) -> fmt::Result {
-        // SAFETY: nothing closes it.
+        // SAFETY: nothing closes it; where there is no console, a write fails.
         let stream = unsafe { BorrowedFd::borrow_raw(STANDARD_ERROR) };
         write(stream, words.as_bytes()).map_err(|_| fmt::Error).map(drop)
     }
@@ -33,7 +36,7 @@ pub(crate) fn execute(path: &CStr) -> Errno {
     let result =
         unsafe { call(EXECVE, path.as_ptr().addr(), arguments.as_ptr().addr(), environment.as_ptr().addr()) };
     // The kernel gives an error as its negative.
-    Errno::from_raw_os_error(i32::try_from(result.wrapping_neg()).unwrap_or_default())
+    i32::try_from(result.wrapping_neg()).map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
 /// Ends this process.

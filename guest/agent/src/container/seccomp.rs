@@ -17,9 +17,11 @@ pub(super) use program::Program;
 const EPERM: u32 = 1;
 /// `ENOSYS`: what makes programs fall back to an older call.
 const ENOSYS: u32 = 38;
-/// The address family of vsock, which leads out of the guest to the host. (`socketcall`, the old way to every
-/// family, whose arguments no filter can see, is not on the list for its sake.)
-const AF_VSOCK: u64 = 40;
+/// The address families that sockets may have: `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`, `AF_PACKET`. Vsock, which
+/// leads out of the guest to the host, is none of them.
+const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
+/// The kernel takes a family to be 32 bits, whatever stands above them.
+const LOW_HALF: u64 = 0xFFFF_FFFF;
 /// Which argument of `clone` has the flags.
 const CLONE_FLAGS: usize = if cfg!(target_arch = "s390x") { 1 } else { 0 };
 /// `CLONE_NEW*`: namespaces are the agent's business.
@@ -31,16 +33,19 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
 pub(super) fn profile() -> Result<LinuxSeccomp, OciSpecError> {
     let mut rules = vec![
         rule(ALLOWED, &[])?,
-        // Checked by flags: plain processes and threads, no namespaces. The flags of clone3 are in memory,
-        // where no filter can see them.
+        // Checked by flags: plain processes and threads, no namespaces.
         rule(&["clone"], &[masked(CLONE_FLAGS, NAMESPACE_FLAGS, 0)?])?,
+        // What clone3 and socketcall, the old way to every family, are asked for is in memory, where no filter can see
+        // it.
         LinuxSyscallBuilder::default()
-            .names(vec!["clone3".to_owned()])
+            .names(["clone3", "socketcall"].map(str::to_owned).to_vec())
             .action(LinuxSeccompAction::ScmpActErrno)
             .errno_ret(ENOSYS)
             .build()?,
-        rule(&["socket"], &[argument(0, AF_VSOCK, LinuxSeccompOperator::ScmpCmpNe)?])?,
     ];
+    for family in FAMILIES {
+        rules.push(rule(&["socket"], &[masked(0, LOW_HALF, family)?])?);
+    }
     for personality in PERSONALITIES {
         rules.push(rule(&["personality"], &[argument(0, personality, LinuxSeccompOperator::ScmpCmpEq)?])?);
     }
