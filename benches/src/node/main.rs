@@ -1,6 +1,8 @@
 //! Measures what the project promises of pods on a node: a pod's start by CRI beside `sealpod run` of the same image
 //! and beside a runc pod, memory, execs, output, pods a minute. `make bench-node` runs it; it fails where a limit is
 //! missed.
+//!
+//! The host's programs are those of the tests, without the optimisation that what is shipped has.
 
 mod measure;
 mod report;

@@ -122,7 +122,6 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> anyhow::Result<Scmp
 fn condition(argument: &LinuxSeccompArg) -> anyhow::Result<ScmpArgCompare> {
     let compare = match argument.op() {
         LinuxSeccompOperator::ScmpCmpEq => ScmpCompareOp::Equal,
-        LinuxSeccompOperator::ScmpCmpNe => ScmpCompareOp::NotEqual,
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
             ScmpCompareOp::MaskedEqual(argument.value_two().unwrap_or_default())
         }
