@@ -8,7 +8,10 @@ use std::time::Duration;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::bootstrap;
 use crate::command_line::CommandLine;
@@ -30,12 +33,12 @@ const LOOKS: u32 = 4;
 /// # Errors
 /// If it cannot listen.
 pub fn serve(line: &CommandLine) -> Result<(), Error> {
-    let level = if line.debug { "debug,ttrpc=info,yamux=info" } else { "info,ttrpc=warn" };
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(level))
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    // Not the filter of regular expressions: there is a shim for each pod, and its code is memory.
+    let (ours, ttrpc) = if line.debug { (Level::DEBUG, Level::INFO) } else { (Level::INFO, Level::WARN) };
+    let wanted =
+        Targets::new().with_default(ours).with_target("ttrpc", ttrpc).with_target("yamux", Level::INFO);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(wanted).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::io("cannot start"))?.block_on(serve_pod(line))
 }

@@ -9,7 +9,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use sealpod_snapshotter::{Server, config::Config};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How many calls work on the disk at once: each takes a thread's memory, and changes wait for one another anyway.
 const DISK_THREADS: usize = 4;
@@ -52,8 +55,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // Without the larger filter's regular expressions, which would be memory for nothing.
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let wanted = wanted.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(wanted).init();
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
