@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount_remount};
 use sealpod_loader::disk::with_serial;
-use sealpod_loader::modules;
 use zeroize::Zeroizing;
+
+use crate::modules;
 
 /// Its serial number.
 pub(crate) const SERIAL: &str = "ephemeral";

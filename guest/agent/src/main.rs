@@ -10,6 +10,7 @@ mod disk;
 mod failure;
 mod forward;
 mod images;
+mod modules;
 mod network;
 mod nonblocking;
 mod pod;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::{Failure, FailureKind, Request, StartPod};
-use sealpod_loader::modules;
 
 use crate::attestation::{Attestation, Evidence};
 use crate::boot::Parameters;
@@ -14,6 +13,7 @@ use crate::container::{Containers, PodFiles, SHARED_MEMORY};
 use crate::disk;
 use crate::failure::{chain, failure, internal};
 use crate::images::Images;
+use crate::modules;
 use crate::network;
 use crate::reaper::Reaper;
 use crate::sysctls;

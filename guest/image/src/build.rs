@@ -1,5 +1,6 @@
 //! The guest's folder.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,11 @@ use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
 use serde::Serialize;
 
+use crate::agent_disk::AgentDisk;
 use crate::cpio::Archive;
 use crate::error::{Error, io};
 use crate::lz4;
-use crate::module_groups::ModuleGroups;
+use crate::module_groups::{BOOT, ModuleGroups};
 
 /// The kernel's command line, before own words: the console is the first serial port, and a panic ends the VM
 /// at once (with QEMU's `-no-reboot`). The other words take 0.35 s of 1.8 s off the start on an emulated machine:
@@ -27,13 +29,12 @@ const LOW_MEMORY_MIB: u32 = 256;
 /// A machine type with a version, so that a newer QEMU presents the same machine.
 const MACHINE: &str = "pc-q35-7.1";
 const CMDLINE_BYTES: usize = 2047;
-/// Of a disk, in bytes.
-const SECTOR: usize = 512;
 
 const MANIFEST: &str = "guest.json";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio.lz4";
 const AGENT: &str = "sealpod-agent";
+const AGENT_DISK: &str = "agent.disk";
 const FIRMWARE: &str = "OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "OVMF_VARS.fd";
 
@@ -67,7 +68,7 @@ pub struct GuestManifest {
     pub kernel: String,
     /// The initrd.
     pub initrd: String,
-    /// The agent, whose digest is in the initrd.
+    /// The disk of the agent, whose digest is in the initrd.
     pub agent: String,
     /// The UEFI firmware's code.
     pub firmware: String,
@@ -90,7 +91,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
         version: 1,
         kernel: KERNEL.into(),
         initrd: INITRD.into(),
-        agent: AGENT.into(),
+        agent: AGENT_DISK.into(),
         firmware: FIRMWARE.into(),
         firmware_variables: FIRMWARE_VARIABLES.into(),
         cmdline: cmdline(options.cmdline.as_deref())?,
@@ -99,11 +100,11 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
     };
     check_replaceable(&options.output)?;
     let json = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from);
-    let agent = read_agent(&options.agent)?;
+    let (initrd, disk) = initrd_and_disk(options)?;
     let files = [
         (KERNEL, read_kernel(&options.kernel)?),
-        (INITRD, initrd(&options.loader, &agent, &options.modules)?),
-        (AGENT, agent),
+        (INITRD, initrd),
+        (AGENT_DISK, disk),
         (FIRMWARE, read_firmware(&options.firmware)?),
         (FIRMWARE_VARIABLES, read_firmware(&options.firmware_variables)?),
         (MANIFEST, (json.map_err(io("write", Path::new(MANIFEST)))? + "\n").into_bytes()),
@@ -152,28 +153,30 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-fn initrd(loader: &Path, agent: &[u8], modules: &Path) -> Result<Vec<u8>, Error> {
-    let mut archive = Archive::default();
-    archive.program("init", read_program(loader)?);
-    let digest = format!("{}  {AGENT}\n", blake2b_simd::blake2b(agent).to_hex());
-    archive.file("agent.b2sum", digest.into_bytes());
-    archive.folder("modules");
-    let groups = ModuleGroups::collect(modules)?;
-    for (group, names) in groups.lists {
-        let list = names.iter().map(|name| format!("{name}\n")).collect::<String>();
-        archive.file(&format!("modules/{group}.list"), list.into_bytes());
+/// The initrd, and the disk that it describes.
+fn initrd_and_disk(options: &BuildOptions) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let (mut initrd, mut disk) = (Archive::default(), AgentDisk::default());
+    initrd.program("init", read_program(&options.loader)?);
+    let agent = disk.add(AGENT, &read_program(&options.agent)?);
+    initrd.file("agent.list", agent.into_bytes());
+    initrd.folder("modules");
+    let ModuleGroups { lists, files } = ModuleGroups::collect(&options.modules)?;
+    let (booting, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        files.into_iter().partition(|(name, _)| lists[BOOT].contains(name));
+    let on_disk: BTreeMap<_, _> =
+        others.iter().map(|(name, content)| (name, disk.add(name, content))).collect();
+    for (group, names) in &lists {
+        let list: String = names
+            .iter()
+            .map(|name| on_disk.get(name).cloned().unwrap_or_else(|| format!("{name}\n")))
+            .collect();
+        initrd.file(&format!("modules/{group}.list"), list.into_bytes());
     }
-    for (name, content) in groups.files {
-        archive.file(&format!("modules/{name}"), content);
+    for (name, content) in booting {
+        initrd.file(&format!("modules/{name}"), content);
     }
-    lz4::pack(&archive.into_bytes()?).map_err(io("pack", Path::new(INITRD)))
-}
-
-/// The agent as the disk that the VM gets: whole sectors.
-fn read_agent(path: &Path) -> Result<Vec<u8>, Error> {
-    let mut content = read_program(path)?;
-    content.resize(content.len().next_multiple_of(SECTOR), 0);
-    Ok(content)
+    let packed = lz4::pack(&initrd.into_bytes()?).map_err(io("pack", Path::new(INITRD)))?;
+    Ok((packed, disk.into_bytes()))
 }
 
 /// A program that runs alone: nothing else is in the initrd.
@@ -231,7 +234,10 @@ fn put(output: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use sealpod_loader::disk::Entry;
+
     use super::*;
+    use crate::agent_disk::SECTOR;
     use crate::module_groups;
     use crate::test_elf;
 
@@ -284,7 +290,7 @@ mod tests {
         let inputs = Inputs::new();
         let manifest = build(&inputs.options("one")).unwrap();
         assert_eq!(build(&inputs.options("two")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, AGENT, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT_DISK, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |folder: &str| fs::read(inputs.path(folder).join(name)).unwrap();
             assert!(read("one") == read("two"), "{name}");
         }
@@ -306,7 +312,7 @@ mod tests {
         }
         copy_backwards(inputs.modules.path(), copies.modules.path());
         assert_eq!(build(&copies.options("guest")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, AGENT, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT_DISK, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |inputs: &Inputs| fs::read(inputs.path("guest").join(name)).unwrap();
             assert!(read(&inputs) == read(&copies), "{name}");
         }
@@ -334,7 +340,7 @@ mod tests {
         fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
     }
 
-    /// The initrd is measured, and the agent is not.
+    /// The initrd is measured, and the disk is not.
     #[test]
     fn another_agent_makes_another_initrd() {
         let inputs = Inputs::new();
@@ -345,8 +351,43 @@ mod tests {
         inputs.write("agent", &agent);
         build(&inputs.options("two")).unwrap();
         assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
-        assert!(read("two/sealpod-agent").starts_with(&agent));
-        assert!(read("two/sealpod-agent").len().is_multiple_of(SECTOR));
+        assert!(read("two/agent.disk").starts_with(&agent));
+        assert!(read("two/agent.disk").len().is_multiple_of(SECTOR));
+    }
+
+    #[test]
+    fn another_module_on_the_disk_makes_another_initrd() {
+        let inputs = Inputs::new();
+        build(&inputs.options("one")).unwrap();
+        let module = inputs.modules.path().join("kernel/fs/overlay.ko");
+        let mut content = fs::read(&module).unwrap();
+        content.push(1);
+        fs::write(&module, &content).unwrap();
+        build(&inputs.options("two")).unwrap();
+        let read = |path: &str| fs::read(inputs.path(path)).unwrap();
+        assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
+        assert!(read("one/agent.disk") != read("two/agent.disk"));
+    }
+
+    /// What the initrd says of the disk is what is on it.
+    #[test]
+    fn the_disk_has_each_file_where_the_initrd_says() {
+        let inputs = Inputs::new();
+        build(&inputs.options("guest")).unwrap();
+        let disk = fs::read(inputs.path("guest/agent.disk")).unwrap();
+        let initrd = lz4::tests::unpack(&fs::read(inputs.path("guest/initrd.cpio.lz4")).unwrap());
+        let initrd = String::from_utf8_lossy(&initrd);
+        let mut found = Vec::new();
+        for entry in initrd.split(['\n', '\0']).filter_map(Entry::of_line) {
+            let offset = usize::try_from(entry.offset).unwrap();
+            let content = &disk[offset..offset + entry.length];
+            assert_eq!(blake2b_simd::blake2b(content).to_hex().as_str(), entry.digest, "{}", entry.name);
+            found.push(entry.name);
+        }
+        let expected = "sealpod-agent cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko \
+                        failover.ko net_failover.ko virtio_net.ko overlay.ko \
+                        vsock.ko vmw_vsock_virtio_transport_common.ko vmw_vsock_virtio_transport.ko";
+        assert_eq!(found.join(" "), expected);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Builds a guest: the folder of kernel, initrd, firmware and command line that a pod's VM boots.
 //!
 //! The same inputs give the same bytes, so that whoever has the inputs can compute what the VM measures.
-//! The initrd holds the loader as `/init`, the agent's digest, the kernel modules in `/modules/*.ko`, and for each group
-//! of modules `/modules/GROUP.list`, which names its files in the order in which they load. The agent itself is a file
-//! of its own, which VMs get as a disk.
+//! What firmware measures it hashes slowly, so the initrd holds little: the loader as `/init`, and the kernel modules that
+//! it takes to have a disk, `/modules/*.ko`, which `/modules/boot.list` names in the order in which they load. The agent and
+//! the other modules are in a file of their own, which VMs get as a disk. The initrd says what must be on it, as
+//! `sealpod_loader::disk::Entry` has it: `/agent.list`, and for each group of modules `/modules/GROUP.list`.
 
+mod agent_disk;
 mod build;
 mod cpio;
 pub mod debian;

@@ -30,14 +30,10 @@ pub(crate) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn each_chunk_unpacks_to_what_it_was() {
-        let bytes: Vec<u8> = (0..CHUNK_BYTES + 1000).map(|index| (index / 7 % 251) as u8).collect();
-        let frame = pack(&bytes).unwrap();
-        assert!(frame.len() < bytes.len() / 4);
+    pub(crate) fn unpack(frame: &[u8]) -> Vec<u8> {
         let mut rest = frame.strip_prefix(&MAGIC.to_le_bytes()[..]).unwrap();
         let mut unpacked = Vec::new();
         while let Some((length, tail)) = rest.split_first_chunk() {
@@ -45,7 +41,15 @@ mod tests {
             unpacked.extend(lz4::block::decompress(chunk, Some(CHUNK_BYTES as i32)).unwrap());
             rest = tail;
         }
-        assert!(unpacked == bytes);
+        unpacked
+    }
+
+    #[test]
+    fn each_chunk_unpacks_to_what_it_was() {
+        let bytes: Vec<u8> = (0..CHUNK_BYTES + 1000).map(|index| (index / 7 % 251) as u8).collect();
+        let frame = pack(&bytes).unwrap();
+        assert!(frame.len() < bytes.len() / 4);
+        assert!(unpack(&frame) == bytes);
     }
 
     #[test]

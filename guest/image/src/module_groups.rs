@@ -1,4 +1,4 @@
-//! Which kernel modules the agent loads, and in which order.
+//! Which kernel modules a guest loads, and in which order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -16,12 +16,12 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("overlay", &["overlay"]),
     ("encryption", &["aesni_intel", "ecb", "xts", "dm_crypt"]),
 ];
-const BOOT: &str = "boot";
+pub(crate) const BOOT: &str = "boot";
 
 /// The modules of all groups.
 #[derive(Debug, Default)]
 pub(crate) struct ModuleGroups {
-    /// For each group the file names, in the order in which they load.
+    /// For each group the file names, in the order in which they load. What is in the first is in no other.
     pub(crate) lists: BTreeMap<&'static str, Vec<String>>,
     /// The files' contents by name.
     pub(crate) files: BTreeMap<String, Vec<u8>>,

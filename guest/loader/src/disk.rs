@@ -1,4 +1,4 @@
-//! Disks by the serial numbers that the host gives them.
+//! Disks by the serial numbers that the host gives them, and what is on the agent's.
 
 use core::mem::MaybeUninit;
 
@@ -16,6 +16,34 @@ const NAME_BYTES: usize = 32;
 const SERIAL_BYTES: usize = 32;
 /// For some of a folder's entries.
 const ENTRIES_BYTES: usize = 2048;
+
+/// A file on the agent's disk, which is the host's: what is there may be anything.
+///
+/// The measured initrd says of each, in a line of four words, its name, the byte at which it begins, how many bytes it
+/// has, and their BLAKE2b (RFC 7693) in hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its size, in bytes.
+    pub length: usize,
+    /// What it must have for a digest.
+    pub digest: &'a str,
+}
+
+impl<'a> Entry<'a> {
+    /// What a line says; nothing where it is none of these.
+    pub fn of_line(line: &'a str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let (name, offset, length, digest) = (words.next()?, words.next()?, words.next()?, words.next()?);
+        if words.next().is_some() {
+            return None;
+        }
+        Some(Self { name, offset: offset.parse().ok()?, length: length.parse().ok()?, digest })
+    }
+}
 
 /// A disk's name: that of its device in `/dev`, and of its folder in [`DISKS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,4 +93,18 @@ pub fn with_serial(serial: &str) -> Result<Option<Name>, Errno> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_four_words() {
+        let entry = Entry { name: "overlay.ko", offset: 512, length: 3, digest: "ba80" };
+        assert_eq!(Entry::of_line("overlay.ko 512 3 ba80"), Some(entry));
+        for line in ["", "a 0 1", "a 0 1 b c", "a -1 1 b", "a 0 one b", "a  0 1 b"] {
+            assert_eq!(Entry::of_line(line), None, "{line}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What the loader does to have a disk, and the agent after it for more of them.
+//! What the loader does to have a disk, and how what is on it is found.
 
 #![no_std]
 

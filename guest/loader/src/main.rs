@@ -1,5 +1,5 @@
-//! The first program of a guest. The measured initrd holds it, the kernel's modules, and the agent's digest; the agent
-//! itself comes on a disk of the host's, and runs if it is the one that the digest names.
+//! The first program of a guest. The measured initrd holds it, the modules that the kernel needs for a disk, and the
+//! agent's digest; the agent itself comes on a disk of the host's, and runs if it is the one that the digest names.
 //!
 //! Firmware hashes every byte of the initrd with each algorithm that the TPM knows, 204 instructions a byte. Here it is
 //! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly. For
@@ -27,10 +27,10 @@ use sealpod_loader::{disk, modules};
 use program::Digest;
 use system::{Console, execute};
 
-/// What `b2sum` prints of the agent's file.
-const DIGEST: &str = "/agent.b2sum";
+/// Where on its disk the agent is, and its digest: a line as [`disk::Entry`] has it.
+const LIST: &str = "/agent.list";
 /// More than that.
-const DIGEST_BYTES: usize = 512;
+const LIST_BYTES: usize = 512;
 /// Where the agent goes.
 const AGENT: &core::ffi::CStr = c"/sealpod-agent";
 
@@ -42,6 +42,8 @@ enum Error {
     System { doing: &'static str, why: Errno },
     #[error(transparent)]
     Modules(#[from] modules::Error),
+    #[error("{LIST} of the initrd does not say what it should be")]
+    NoEntry,
     #[error("there is no disk with the serial {:?}", disk::AGENT)]
     NoDisk,
     #[error(transparent)]
@@ -83,7 +85,7 @@ fn load() -> Result<Infallible, Error> {
         }
         mount(kind, target, kind, hard, c"").map_err(while_("mount the kernel's file systems"))?;
     }
-    modules::load(modules::BOOT)?;
+    modules::load()?;
     let found = disk::with_serial(disk::AGENT).map_err(while_("look for the agent's disk"))?;
     take(found.ok_or(Error::NoDisk)?)?;
     for (_, target) in mounts {
@@ -95,10 +97,12 @@ fn load() -> Result<Infallible, Error> {
 /// Takes the agent from the disk into the guest's memory, where the host cannot change it.
 fn take(disk: disk::Name) -> Result<(), Error> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut line = [0; DIGEST_BYTES];
-    let file = open(DIGEST, flags, Mode::empty()).map_err(while_("open the agent's digest"))?;
+    let mut line = [0; LIST_BYTES];
+    let file = open(LIST, flags, Mode::empty()).map_err(while_("open the agent's digest"))?;
     let length = read(&file, &mut line).map_err(while_("read the agent's digest"))?;
-    let digest = Digest::of_line(line.get(..length).unwrap_or_default());
+    let line = line.get(..length).and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
+    let entry = disk::Entry::of_line(line.trim_ascii_end()).filter(|entry| entry.offset == 0);
+    let entry = entry.ok_or(Error::NoEntry)?;
 
     let devices = openat(CWD, "/dev", flags, Mode::empty()).map_err(while_("open /dev"))?;
     // It is read once: past the cache, which would be a second copy.
@@ -106,7 +110,8 @@ fn take(disk: disk::Name) -> Result<(), Error> {
     let from = from.map_err(while_("open the agent's disk"))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let to = open(AGENT, flags, Mode::from_raw_mode(0o700)).map_err(while_("create the agent's file"))?;
-    program::copy(|buffer| read(&from, buffer), |bytes| write(&to, bytes), digest)?;
+    let digest = Digest::of_digits(entry.digest);
+    program::copy(|buffer| read(&from, buffer), |bytes| write(&to, bytes), entry.length, digest)?;
     Ok(())
 }
 

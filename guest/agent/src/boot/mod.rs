@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 pub(crate) use cmdline::Parameters;
-use sealpod_loader::modules;
 
 use crate::api::Agent;
+use crate::modules;
 
 /// Runs PID 1 and never returns: when the agent ends, for whatever reason, the machine powers off.
 pub(crate) fn run() -> ! {

@@ -1,0 +1,109 @@
+//! Kernel modules beyond those of the boot, in groups. They come on the agent's disk, which the host may have written
+//! anything to; the measured initrd says what must be there: `/modules/GROUP.list` has a line for each module
+//! ([`Entry`]), in order of their dependencies. A kernel that has everything built in has empty groups.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::system::init_module;
+use sealpod_loader::disk::{AGENT, Entry, with_serial};
+use sealpod_loader::modules::FOLDER;
+
+/// What vsock needs.
+pub(crate) const VSOCK: &str = "vsock";
+/// Network cards.
+pub(crate) const NETWORK: &str = "network";
+/// Containers' root file systems.
+pub(crate) const OVERLAY: &str = "overlay";
+/// What the ephemeral disk needs: encryption.
+pub(crate) const ENCRYPTION: &str = "encryption";
+
+/// Why a group was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read {}", .path.display())]
+    List { path: PathBuf, source: io::Error },
+    #[error("{} does not say in line {line} what it should be", .path.display())]
+    Line { path: PathBuf, line: usize },
+    #[error("cannot find the agent's disk")]
+    Disk(#[source] io::Error),
+    #[error("cannot read {module} from the agent's disk")]
+    Read { module: String, source: io::Error },
+    #[error("{module} is not the module that was measured: expected BLAKE2b {expected}, got {actual}")]
+    Other { module: String, expected: String, actual: String },
+    #[error("the kernel does not take {module}")]
+    Refused { module: String, source: io::Error },
+}
+
+/// Loads the modules of a group, in order. Those that are there already count as loaded.
+pub(crate) fn load(group: &str) -> Result<(), Error> {
+    let path = Path::new(FOLDER).join(format!("{group}.list"));
+    let list = fs::read_to_string(&path).map_err(|source| Error::List { path: path.clone(), source })?;
+    if list.is_empty() {
+        return Ok(());
+    }
+    let disk = agents_disk().map_err(Error::Disk)?;
+    for (index, line) in list.lines().enumerate() {
+        let entry =
+            Entry::of_line(line).ok_or_else(|| Error::Line { path: path.clone(), line: index + 1 })?;
+        match init_module(&read(&disk, entry)?, c"") {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(error) => {
+                return Err(Error::Refused { module: entry.name.to_owned(), source: error.into() });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn agents_disk() -> io::Result<File> {
+    let name = with_serial(AGENT)?.ok_or(io::ErrorKind::NotFound)?;
+    File::open(Path::new("/dev").join(name.as_str()))
+}
+
+/// A file's content, which has its digest.
+fn read(disk: &File, entry: Entry<'_>) -> Result<Vec<u8>, Error> {
+    let module = || entry.name.to_owned();
+    let mut content = vec![0; entry.length];
+    disk.read_exact_at(&mut content, entry.offset)
+        .map_err(|source| Error::Read { module: module(), source })?;
+    let actual = blake2b_simd::blake2b(&content).to_hex();
+    if actual.as_str() != entry.digest {
+        let (expected, actual) = (entry.digest.to_owned(), actual.to_string());
+        return Err(Error::Other { module: module(), expected, actual });
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_the_disk_is_taken_if_it_has_its_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, b"agent one two").unwrap();
+        let disk = File::open(&path).unwrap();
+        let digest = blake2b_simd::blake2b(b"one").to_hex();
+        let entry = Entry { name: "one.ko", offset: 6, length: 3, digest: &digest };
+        assert_eq!(read(&disk, entry).unwrap(), b"one");
+
+        let others = [
+            Entry { offset: 10, ..entry },
+            Entry { length: 2, ..entry },
+            Entry { digest: "", ..entry },
+            Entry { digest: &digest[1..], ..entry },
+        ];
+        for other in others {
+            let error = read(&disk, other).unwrap_err();
+            assert!(matches!(error, Error::Other { .. }), "{other:?}: {error}");
+            assert!(error.to_string().contains("one.ko is not the module that was measured"), "{error}");
+        }
+        let cut = read(&disk, Entry { offset: 11, ..entry }).unwrap_err();
+        assert!(matches!(cut, Error::Read { .. }), "{cut}");
+    }
+}

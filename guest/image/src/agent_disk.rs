@@ -1,0 +1,24 @@
+//! The disk that the agent comes on, and the kernel modules which the guest does not need for having a disk.
+
+/// Of a disk, in bytes.
+pub(crate) const SECTOR: usize = 512;
+
+/// Files one after another, each from a sector's begin.
+#[derive(Debug, Default)]
+pub(crate) struct AgentDisk(Vec<u8>);
+
+impl AgentDisk {
+    /// Puts a file behind those that are there; returns the line that says where it is and what it must be
+    /// (`sealpod_loader::disk::Entry`).
+    pub(crate) fn add(&mut self, name: &str, content: &[u8]) -> String {
+        let (offset, length) = (self.0.len(), content.len());
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(SECTOR), 0);
+        format!("{name} {offset} {length} {}\n", blake2b_simd::blake2b(content).to_hex())
+    }
+
+    /// The disk's bytes: whole sectors.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
