@@ -8,6 +8,7 @@ build() {
 }
 
 # One by one: together, the loader would get its dependencies with all that the agent wants of them.
-both='-C target-feature=+crt-static -C force-unwind-tables=no'
+both="-C target-feature=+crt-static -C force-unwind-tables=no \
+  -C link-arg=-Wl,--no-eh-frame-hdr -C link-arg=-Wl,-T,$PWD/guest/without-unwinding.ld"
 RUSTFLAGS="$both -C relocation-model=static -C link-arg=-nostdlib -C link-arg=-nostartfiles" build sealpod-loader
 RUSTFLAGS="$both -C link-arg=-Wl,--pack-dyn-relocs=relr" build sealpod-agent

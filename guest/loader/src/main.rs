@@ -20,7 +20,7 @@ use core::fmt;
 
 use rustix::fs::{CWD, Mode, OFlags, mkdir, open, openat};
 use rustix::io::{Errno, read, write};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 use sealpod_loader::{disk, modules};
 
@@ -77,8 +77,8 @@ fn say(words: fmt::Arguments<'_>) {
 
 fn load() -> Result<Infallible, Error> {
     let hard = MountFlags::NOSUID | MountFlags::NOEXEC;
-    let mounts = [("devtmpfs", "/dev"), ("sysfs", "/sys")];
-    for (kind, target) in mounts {
+    // The agent leaves this root with what is mounted on it.
+    for (kind, target) in [("devtmpfs", "/dev"), ("sysfs", "/sys")] {
         match mkdir(target, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(why) => return Err(Error::System { doing: "create a folder to mount on", why }),
@@ -88,9 +88,6 @@ fn load() -> Result<Infallible, Error> {
     modules::load()?;
     let found = disk::with_serial(disk::AGENT).map_err(while_("look for the agent's disk"))?;
     take(found.ok_or(Error::NoDisk)?)?;
-    for (_, target) in mounts {
-        unmount(target, UnmountFlags::DETACH).map_err(while_("unmount the kernel's file systems"))?;
-    }
     Err(Error::System { doing: "run the agent", why: execute(AGENT) })
 }
 
