@@ -16,10 +16,12 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
+use rustix::process::Pid;
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
 use super::disks::DeviceNode;
+use super::join;
 use super::namespace;
 use super::rootfs::{Folders, RUNTIME, create_folder};
 use super::spec::{self, Filter, ImageProcess, Places, Privileges, UserJson, VolumeMount};
@@ -40,7 +42,12 @@ pub(super) enum Operation {
     /// Makes a process namespace with nothing but a first process.
     MakeProcessNamespace,
     /// Runs one more process in a container.
-    Exec { request: Box<ExecProcess>, console: Option<PathBuf> },
+    Exec {
+        request: Box<ExecProcess>,
+        /// The container's first process.
+        first: i32,
+        console: Option<PathBuf>,
+    },
 }
 
 /// All that is needed to create a container.
@@ -80,6 +87,8 @@ enum Error {
     User(#[from] user::Error),
     #[error(transparent)]
     Runtime(#[from] LibcontainerError),
+    #[error(transparent)]
+    Join(#[from] join::Error),
     #[error("cannot read or write JSON")]
     Json(#[from] serde_json::Error),
 }
@@ -126,7 +135,9 @@ fn carry_out(operation: Operation) -> Result<Option<i32>, Error> {
             // A process's id is positive and an `i32`.
             Ok(i32::try_from(first.id()).ok())
         }
-        Operation::Exec { request, console } => exec(&request, console).map(Some),
+        Operation::Exec { request, first, console } => {
+            exec(&request, Pid::from_raw(first), console.as_deref()).map(Some)
+        }
     }
 }
 
@@ -154,7 +165,7 @@ fn create(create: &Create) -> Result<i32, Error> {
     Ok(pid.as_raw())
 }
 
-fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
+fn exec(request: &ExecProcess, first: Option<Pid>, console: Option<&Path>) -> Result<i32, Error> {
     let folders = Folders::of(&request.container);
     let specification = fs::read(folders.bundle.join("config.json"))
         .map_err(io_while("read the container's specification"))?;
@@ -164,19 +175,11 @@ fn exec(request: &ExecProcess, console: Option<PathBuf>) -> Result<i32, Error> {
         Some(user) => UserJson::from(&User::look_up(&folders.root, user)?),
         None => UserJson::of_container(&specification),
     };
-    // Its own name for each: execs of one container may start at the same time.
-    let file = folders.bundle.join(format!("process-{}.json", std::process::id()));
     let privileges = Privileges::of_exec(&specification);
-    fs::write(&file, serde_json::to_vec(&process.to_json(&user, &privileges))?)
-        .map_err(io_while("write the process's specification"))?;
-    let pid = builder(&request.container, privileges.filter)?
-        .with_console_socket(console)
-        .as_tenant()
-        .with_detach(true)
-        .with_process(Some(&file))
-        .build();
-    fs::remove_file(&file).map_err(io_while("remove the process's specification"))?;
-    Ok(pid?.as_raw())
+    let process = serde_json::from_value(process.to_json(&user, &privileges))?;
+    let workload = Workload::new(privileges.filter).map_err(io_while("make the filter of system calls"))?;
+    let first = first.ok_or(join::Error::Ended)?;
+    Ok(join::start(first, &folders, &process, &workload, console)?.as_raw_nonzero().get())
 }
 
 fn builder(id: &str, filter: Filter) -> Result<ContainerBuilder, Error> {
@@ -207,6 +210,8 @@ impl Error {
         }
         let kind = match self {
             Self::Specification(_) | Self::User(_) => FailureKind::Invalid,
+            Self::Join(join::Error::Ended) => FailureKind::Conflict,
+            Self::Join(join::Error::Refused(refusal)) => refusal.kind,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Exhausted,
             _ => FailureKind::Internal,
         };

@@ -3,6 +3,7 @@
 mod control_group;
 mod disks;
 pub(crate) mod helper;
+mod join;
 mod launch;
 pub(crate) mod namespace;
 mod process;
@@ -242,7 +243,8 @@ impl Containers {
             let console = request.terminal.then(|| container.folders.exec_console());
             let io = launch::Io::new(console, request.stdin)?;
             let console = io.console();
-            let operation = helper::Operation::Exec { request: Box::new(request), console };
+            let first = container.process.pid().as_raw_nonzero().get();
+            let operation = helper::Operation::Exec { request: Box::new(request), first, console };
             launch::process(&self.reaper, &operation, io, &container.folders).await
         }
         .await;

@@ -40,7 +40,7 @@ const CAPABILITIES: &[&str] = &[
 
 /// All that there are (capabilities(7)): what a privileged container has.
 #[rustfmt::skip]
-const ALL_CAPABILITIES: &[&str] = &[
+pub(super) const ALL_CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
     "CAP_FSETID", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE",

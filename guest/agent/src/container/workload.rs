@@ -8,9 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::fs::{Access, access};
+use sealpod_agent_protocol::FailureKind;
 
 use super::seccomp::Program;
 use super::spec::Filter;
@@ -33,42 +34,60 @@ impl Workload {
         let filter = (filter == Filter::AtTheEnd).then(Program::load).transpose()?;
         Ok(Self { filter })
     }
+
+    /// Whether there is such a program that this process may run, with its user and its root.
+    pub(super) fn check(process: &Process) -> Result<(), (FailureKind, String)> {
+        let program = arguments(process).first().map(String::as_str).unwrap_or_default();
+        let path = environment(process).find_map(|(name, value)| (name == "PATH").then_some(value));
+        match find(program, path.unwrap_or_default()) {
+            Found::Runnable => Ok(()),
+            Found::NotExecutable => {
+                let message = format!("{program:?} is no program that its user may run");
+                Err((FailureKind::ProgramNotExecutable, message))
+            }
+            Found::Nothing => {
+                Err((FailureKind::ProgramNotFound, format!("the image has no program {program:?}")))
+            }
+        }
+    }
+
+    /// Runs the program in place of this one, and says why if it cannot.
+    pub(super) fn run(&self, process: &Process) -> String {
+        let [program, arguments @ ..] = arguments(process) else { return "there is no program".into() };
+        if let Some(Err(error)) = self.filter.as_ref().map(Program::install) {
+            return format!("cannot filter calls: {error}");
+        }
+        // Also undoes what our own runtime did to SIGPIPE.
+        let error = Command::new(program).args(arguments).env_clear().envs(environment(process)).exec();
+        format!("cannot execute {program:?}: {error}")
+    }
 }
 
 impl Executor for Workload {
-    /// Comes before the container counts as created, with its user and its root.
+    /// Comes before the container counts as created.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let program = arguments(spec).first().map(String::as_str).unwrap_or_default();
-        let path = environment(spec).find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
-        let complaint = match find(program, path) {
-            Found::Runnable => return Ok(()),
-            Found::NotExecutable => {
-                format!("{NOT_EXECUTABLE}{program:?} is no program that its user may run")
-            }
-            Found::Nothing => format!("{NOT_FOUND}the image has no program {program:?}"),
-        };
-        Err(ExecutorValidationError::ArgValidationError(complaint))
+        let process = spec.process().as_ref().ok_or_else(|| {
+            ExecutorValidationError::ArgValidationError("there is no process in the specification".into())
+        })?;
+        Self::check(process).map_err(|(kind, message)| {
+            let begin = if kind == FailureKind::ProgramNotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+            ExecutorValidationError::ArgValidationError(format!("{begin}{message}"))
+        })
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let [program, arguments @ ..] = arguments(spec) else { return Err(ExecutorError::InvalidArg) };
-        if let Some(filter) = &self.filter {
-            filter
-                .install()
-                .map_err(|error| ExecutorError::Other(format!("cannot filter calls: {error}")))?;
-        }
-        // Also undoes what our own runtime did to SIGPIPE.
-        let error = Command::new(program).args(arguments).exec();
-        Err(ExecutorError::Other(format!("cannot execute {program:?}: {error}")))
+        let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
+        Err(ExecutorError::Other(self.run(process)))
     }
 }
 
-fn arguments(spec: &Spec) -> &[String] {
-    spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default()
+fn arguments(process: &Process) -> &[String] {
+    process.args().as_deref().unwrap_or_default()
 }
 
-fn environment(spec: &Spec) -> impl Iterator<Item = &str> {
-    spec.process().iter().flat_map(|process| process.env().iter().flatten()).map(String::as_str)
+/// Names and values.
+fn environment(process: &Process) -> impl Iterator<Item = (&str, &str)> {
+    process.env().iter().flatten().filter_map(|variable| variable.split_once('='))
 }
 
 /// What there is under a program's name.
