@@ -38,22 +38,31 @@ pub(crate) fn inventory() -> Vec<String> {
     found
 }
 
-/// Waits until the inventory is what it was.
+/// Waits until the inventory is what it was: nothing more, and nothing less.
 pub(crate) async fn nothing_is_left(node: &Node, before: &[String]) {
-    nothing_is_left_but(node, before, |_| false).await;
-    assert_eq!(inventory(), before, "nothing else is gone");
+    let differences = || {
+        let now = inventory();
+        let (more, less) = (now.iter().filter(|found| !before.contains(found)), before.iter());
+        let less = less.filter(|found| !now.contains(found)).map(|found| format!("{found} (gone)"));
+        more.cloned().chain(less).collect()
+    };
+    becomes_empty(node, differences).await;
 }
 
 /// Waits until the inventory has nothing new but what may stay.
 async fn nothing_is_left_but(node: &Node, before: &[String], may_stay: impl Fn(&Path) -> bool) {
     let is_new = |found: &String| !before.contains(found) && !may_stay(found.as_ref());
-    let is_left = || inventory().into_iter().filter(is_new).collect::<Vec<_>>();
+    becomes_empty(node, || inventory().into_iter().filter(is_new).collect()).await;
+}
+
+/// Looks again and again: containerd's calls of the shim come and go.
+async fn becomes_empty(node: &Node, differences: impl Fn() -> Vec<String>) {
     let in_time = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_left().is_empty() {
+        while !differences().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    assert!(in_time.await.is_ok(), "{:?} are left\n{}", is_left(), node.log());
+    assert!(in_time.await.is_ok(), "{:?} are left\n{}", differences(), node.log());
 }
 
 async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
