@@ -56,10 +56,16 @@ struct Arguments {
 
 fn main() -> ExitCode {
     // Without the larger filter's regular expressions, which would be memory for nothing.
-    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let wanted = wanted.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let asked = std::env::var("RUST_LOG").ok().map(|text| text.parse());
+    let wanted = match &asked {
+        Some(Ok(targets)) => Targets::clone(targets),
+        _ => Targets::new().with_default(Level::INFO),
+    };
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(lines).with(wanted).init();
+    if let Some(Err(error)) = asked {
+        tracing::warn!(%error, "RUST_LOG is not understood: a level is, or target=level, or some with commas between");
+    }
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         input_reaches_the_process_to_its_end,
         a_terminal_has_a_size_that_follows_the_hosts,
         an_exec_runs_in_its_container,
+        an_exec_has_what_its_container_has_and_no_more,
         a_program_that_cannot_be_run_is_named,
         a_signal_to_all_reaches_every_process,
     ));

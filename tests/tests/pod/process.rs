@@ -174,3 +174,37 @@ pub(crate) async fn a_signal_to_all_reaches_every_process(world: &World) {
     assert_eq!(rest, "child\nparent\n");
     pod.remove(&id).await;
 }
+
+pub(crate) async fn an_exec_has_what_its_container_has_and_no_more(world: &World) {
+    let (pod, image) = (world.pod().await, world.image());
+    let look = "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp):' /proc/self/status
+        umask; ls /proc/self/fd | tr '\\n' ' '; readlink /proc/self/ns/* | tr '\\n' ' '; cat /proc/self/cgroup
+        ulimit -n; ulimit -c";
+    let script = format!("{{ {look}\n}} > /tmp/own; touch /tmp/ready; sleep 1000");
+    let id = pod.spawn(pod.container(&image, &script)).await;
+    let exec = |exec: String, command: &[&str]| ExecProcess {
+        container: id.clone(),
+        exec,
+        command: command.iter().map(ToString::to_string).collect(),
+        ..ExecProcess::default()
+    };
+    let script = format!("until [ -e /tmp/ready ]; do sleep 0.1; done; {look}");
+    let theirs = pod.exec(exec("look".into(), &["/bin/sh", "-c", &script])).await;
+    let own = pod.exec(exec("own".into(), &["cat", "/tmp/own"])).await;
+    assert_eq!(theirs.stdout, own.stdout);
+    assert!(own.stdout.contains("NoNewPrivs:\t1") && own.stdout.contains("Seccomp:\t2"), "{}", own.stdout);
+
+    // What is open while the program's path is looked up would be a way out.
+    for number in 3..=20 {
+        let out = format!("/proc/self/fd/{number}/../../../../../sealpod-agent");
+        let failure =
+            pod.refused(Request::ExecProcess(Box::new(exec(format!("out-{number}"), &[&out])))).await;
+        assert_eq!(failure.kind, FailureKind::ProgramNotFound, "{failure}");
+        let there = ExecProcess {
+            working_directory: Some(format!("/proc/self/fd/{number}")),
+            ..exec(format!("there-{number}"), &["pwd"])
+        };
+        let failure = pod.refused(Request::ExecProcess(Box::new(there))).await;
+        assert!(failure.message.contains("working directory"), "{failure}");
+    }
+}

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,12 +16,11 @@ use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::process::Pid;
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
 use super::disks::DeviceNode;
-use super::join;
+use super::join::{self, Namespaces};
 use super::namespace;
 use super::rootfs::{Folders, RUNTIME, create_folder};
 use super::spec::{self, Filter, ImageProcess, Places, Privileges, UserJson, VolumeMount};
@@ -42,12 +41,7 @@ pub(super) enum Operation {
     /// Makes a process namespace with nothing but a first process.
     MakeProcessNamespace,
     /// Runs one more process in a container.
-    Exec {
-        request: Box<ExecProcess>,
-        /// The container's first process.
-        first: i32,
-        console: Option<PathBuf>,
-    },
+    Exec { request: Box<ExecProcess>, namespaces: Namespaces, console: Option<PathBuf> },
 }
 
 /// All that is needed to create a container.
@@ -112,7 +106,7 @@ fn serve(descriptor: i32) -> io::Result<()> {
     let mut line = String::new();
     lines.read_line(&mut line)?;
     let operation = serde_json::from_str(&line)?;
-    let report = match carry_out(operation) {
+    let report = match carry_out(operation, channel.as_fd()) {
         Ok(pid) => Report::Done { pid },
         Err(error) => error.report(),
     };
@@ -123,7 +117,7 @@ fn serve(descriptor: i32) -> io::Result<()> {
     lines.read_line(&mut line).map(drop)
 }
 
-fn carry_out(operation: Operation) -> Result<Option<i32>, Error> {
+fn carry_out(operation: Operation, channel: BorrowedFd<'_>) -> Result<Option<i32>, Error> {
     match operation {
         Operation::Create(create) => self::create(&create).map(Some),
         Operation::Start { id } => {
@@ -135,8 +129,8 @@ fn carry_out(operation: Operation) -> Result<Option<i32>, Error> {
             // A process's id is positive and an `i32`.
             Ok(i32::try_from(first.id()).ok())
         }
-        Operation::Exec { request, first, console } => {
-            exec(&request, Pid::from_raw(first), console.as_deref()).map(Some)
+        Operation::Exec { request, namespaces, console } => {
+            exec(&request, &namespaces, console.as_deref(), channel).map(Some)
         }
     }
 }
@@ -165,7 +159,12 @@ fn create(create: &Create) -> Result<i32, Error> {
     Ok(pid.as_raw())
 }
 
-fn exec(request: &ExecProcess, first: Option<Pid>, console: Option<&Path>) -> Result<i32, Error> {
+fn exec(
+    request: &ExecProcess,
+    namespaces: &Namespaces,
+    console: Option<&Path>,
+    channel: BorrowedFd<'_>,
+) -> Result<i32, Error> {
     let folders = Folders::of(&request.container);
     let specification = fs::read(folders.bundle.join("config.json"))
         .map_err(io_while("read the container's specification"))?;
@@ -178,8 +177,8 @@ fn exec(request: &ExecProcess, first: Option<Pid>, console: Option<&Path>) -> Re
     let privileges = Privileges::of_exec(&specification);
     let process = serde_json::from_value(process.to_json(&user, &privileges))?;
     let workload = Workload::new(privileges.filter).map_err(io_while("make the filter of system calls"))?;
-    let first = first.ok_or(join::Error::Ended)?;
-    Ok(join::start(first, &folders, &process, &workload, console)?.as_raw_nonzero().get())
+    let pid = join::start(namespaces, &folders, &process, &workload, console, channel)?;
+    Ok(pid.as_raw_nonzero().get())
 }
 
 fn builder(id: &str, filter: Filter) -> Result<ContainerBuilder, Error> {
@@ -210,7 +209,6 @@ impl Error {
         }
         let kind = match self {
             Self::Specification(_) | Self::User(_) => FailureKind::Invalid,
-            Self::Join(join::Error::Ended) => FailureKind::Conflict,
             Self::Join(join::Error::Refused(refusal)) => refusal.kind,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Exhausted,
             _ => FailureKind::Internal,

@@ -1,53 +1,69 @@
-//! One more process in a container: it joins the container's namespaces and control group, becomes who it is to be, and
-//! executes its program.
+//! One more process in a container.
+//!
+//! The container is hostile, and may hold the capability to trace whatever it sees. So what acts with the guest's privileges
+//! here is never in its process namespace: the helper clones an intermediate process into the container's control group,
+//! which joins the other namespaces, makes the terminal, becomes the user, and gives up privileges and system calls. Only
+//! then it clones the process that the container sees, which has nothing left to do but to begin a session and execute its
+//! program.
 //!
 //! The OCI runtime library can do this too, and takes an emulated machine several times as long.
 
 use std::convert::Infallible;
-use std::fs::{self, File};
-use std::io::{self, IoSlice, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{PosixRlimitType, Process, User};
-use rustix::fs::{FileType, Mode, OFlags, fchown, fstat, major, minor, open};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::fcntl_setfl;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchown, fstat, major, minor, openat2};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, WaitOptions, chdir, getcwd,
-    ioctl_tiocsctty, pidfd_open, set_dumpable_behavior, setrlimit, setsid, waitpid,
+    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions, chdir, getcwd, ioctl_tiocsctty,
+    kill_process, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid, waitpid,
 };
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space,
     remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
     set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use sealpod_agent_protocol::FailureKind;
 use serde::{Deserialize, Serialize};
 
-use super::rootfs::{CGROUPS, Folders};
+use super::rootfs::Folders;
 use super::workload::Workload;
 
 /// The device that swallows everything: major and minor.
 const NULL: (u32, u32) = (1, 3);
-
 /// Of clone3(2), which is wider than the library's constant.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The namespaces of a container that its processes do not share with the pod: paths to open them by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Namespaces {
+    pub(super) processes: PathBuf,
+    pub(super) mounts: PathBuf,
+    pub(super) control_groups: PathBuf,
+}
 
 /// Why there is no new process.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("the container has ended")]
-    Ended,
     #[error("cannot {doing}")]
     System { doing: &'static str, source: io::Error },
     #[error("{}", .0.message)]
     Refused(Refusal),
+    #[error("the process was killed before its program ran")]
+    Killed,
+    #[error("nobody waits for the process any more")]
+    Forsaken,
 }
 
 /// What the new process says when it cannot become what it is to be.
@@ -57,62 +73,191 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
-/// Starts a process in the container whose first process is `first`; returns when its program runs.
+/// What the helper hears from those that it clones, a line each. Their end of the pipe closes when the program runs.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    Cloned(i32),
+    Refused(Refusal),
+}
+
+/// Starts a process in a container; returns when its program runs, or it was killed.
 ///
-/// A `console` is a socket that the controlling side of the process's terminal is sent to.
+/// A `console` is a socket that the controlling side of the process's terminal is sent to. When `channel` hangs up, nobody
+/// wants the process: it is given up, and ends with the helper.
 pub(super) fn start(
-    first: Pid,
+    namespaces: &Namespaces,
     folders: &Folders,
     process: &Process,
     workload: &Workload,
     console: Option<&Path>,
+    channel: BorrowedFd<'_>,
 ) -> Result<Pid, Error> {
-    let container = open_process(first, folders)?;
-    let console =
-        console.map(UnixStream::connect).transpose().map_err(while_("reach the console's socket"))?;
-    let group = File::open(&folders.cgroup).map_err(while_("open the container's control group"))?;
-    let (complaints, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
-    // From here to the new program no process of the container may look into this one, or its child.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(system("become opaque"))?;
-    move_into_thread_name_spaces(container.as_fd(), ThreadNameSpaceType::PROCESS_ID)
-        .map_err(system("join the container's processes"))?;
-    let Some(pid) = clone_into(group.as_fd()).map_err(while_("make a process"))? else {
-        drop(complaints);
-        let Err(refusal) = become_of(&container, process, workload, console);
-        complain(theirs, &refusal)
+    let open = |path: &Path| File::open(path).map_err(while_("open the container's namespaces"));
+    let entrance = Entrance {
+        processes: open(&namespaces.processes)?,
+        mounts: open(&namespaces.mounts)?,
+        control_groups: open(&namespaces.control_groups)?,
+        console: console
+            .map(UnixStream::connect)
+            .transpose()
+            .map_err(while_("reach the console's socket"))?,
     };
-    drop(theirs);
-    let mut complaint = Vec::new();
-    File::from(complaints).read_to_end(&mut complaint).map_err(while_("wait for the program"))?;
-    if complaint.is_empty() {
-        return Ok(pid);
-    }
-    let _ = waitpid(Some(pid), WaitOptions::empty());
-    let refusal = serde_json::from_slice(&complaint).map_err(io::Error::from);
-    Err(Error::Refused(refusal.map_err(while_("understand why the program does not run"))?))
+    let group = File::open(&folders.cgroup).map_err(while_("open the container's control group"))?;
+    let (words, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(system("make a pipe"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(system("become opaque"))?;
+    let arguments = libc::clone_args {
+        flags: CLONE_INTO_CGROUP,
+        cgroup: u64::try_from(group.as_raw_fd()).unwrap_or_default(),
+        ..signalling()
+    };
+    let Some(intermediate) = clone(arguments).map_err(while_("make a process"))? else {
+        let mut theirs = File::from(theirs);
+        let Err(refusal) = entrance.enter(process, workload, &mut theirs);
+        say(&mut theirs, &Word::Refused(refusal));
+        exit()
+    };
+    drop((theirs, entrance));
+    let heard = hear(words, channel);
+    // It has ended, unless it was given up.
+    let _ = kill_process(intermediate, Signal::KILL);
+    let _ = waitpid(Some(intermediate), WaitOptions::empty());
+    heard
 }
 
-/// The container's first process. Its number may be another's by now, if it has ended: it counts if it is in the
-/// container's control group, or one below.
-fn open_process(first: Pid, folders: &Folders) -> Result<OwnedFd, Error> {
-    let process = pidfd_open(first, PidfdFlags::empty()).map_err(|_| Error::Ended)?;
-    let groups = fs::read_to_string(format!("/proc/{first}/cgroup")).map_err(|_| Error::Ended)?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Error::Ended)?;
-    match Path::new(CGROUPS).join(group).starts_with(&folders.cgroup) {
-        true => Ok(process),
-        false => Err(Error::Ended),
+/// Hears what becomes of the process.
+fn hear(words: OwnedFd, channel: BorrowedFd<'_>) -> Result<Pid, Error> {
+    let mut words = BufReader::new(File::from(words));
+    let (mut cloned, mut line) = (None, String::new());
+    loop {
+        let mut ends = [
+            PollFd::new(words.get_ref(), PollFlags::IN),
+            PollFd::from_borrowed_fd(channel, PollFlags::RDHUP),
+        ];
+        if words.buffer().is_empty() {
+            match poll(&mut ends, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(system("wait for the program")(error)),
+            }
+        }
+        if !ends[1].revents().is_empty() {
+            return Err(Error::Forsaken);
+        }
+        if words.buffer().is_empty() && ends[0].revents().is_empty() {
+            continue;
+        }
+        line.clear();
+        if words.read_line(&mut line).map_err(while_("wait for the program"))? == 0 {
+            return cloned.ok_or(Error::Killed);
+        }
+        match serde_json::from_str(&line).map_err(|error| while_("understand the process")(error.into()))? {
+            Word::Cloned(pid) => cloned = Pid::from_raw(pid),
+            Word::Refused(refusal) => return Err(Error::Refused(refusal)),
+        }
     }
 }
 
-/// fork(2) into a control group; nothing in the child.
-fn clone_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+/// What a process needs to come into a container.
+struct Entrance {
+    processes: File,
+    mounts: File,
+    control_groups: File,
+    console: Option<UnixStream>,
+}
+
+impl Entrance {
+    /// Turns this process, which only the guest's own see, into the new process's parent in all but name; ends it when
+    /// that is there.
+    fn enter(self, process: &Process, workload: &Workload, words: &mut File) -> Result<Infallible, Refusal> {
+        // A folder that is open leads out of the container, for whoever resolves a path below /proc/self/fd.
+        self.close_all_but(words).map_err(refused("close what is open"))?;
+        let Self { processes, mounts, control_groups, console } = self;
+        let join = |space: File, kind| move_into_link_name_space(space.as_fd(), Some(kind));
+        join(control_groups, LinkNameSpaceType::ControlGroup).map_err(refused("join the control group"))?;
+        // For its children only.
+        join(processes, LinkNameSpaceType::ProcessID).map_err(refused("join the processes"))?;
+        join(mounts, LinkNameSpaceType::Mount).map_err(refused("join the mounts"))?;
+        let terminal = console.is_some();
+        match console {
+            Some(console) => take_terminal(&console, process.user()).map_err(refused("make a terminal"))?,
+            None => take_null().map_err(refused("open the container's /dev/null"))?,
+        }
+        limit(process).map_err(refused("limit its resources"))?;
+        // The folder may be open to root alone, or, on a network's file system, to its user alone.
+        let entered = chdir(process.cwd());
+        become_user(process).map_err(refused("become its user"))?;
+        entered.or_else(|_| chdir(process.cwd())).map_err(refused("enter its working directory"))?;
+        let folder = getcwd(Vec::new()).map_err(refused("find its working directory"))?;
+        if !folder.to_bytes().starts_with(b"/") {
+            return Err(Refusal::internal("its working directory is outside the container"));
+        }
+        Workload::check(process).map_err(|(kind, message)| Refusal { kind, message })?;
+        if process.no_new_privileges() == Some(true) {
+            set_no_new_privs(true).map_err(refused("give up new privileges"))?;
+        }
+        workload.filter_calls().map_err(refused("filter its system calls"))?;
+        match clone_sibling().map_err(refused("make the process"))? {
+            Some(pid) => {
+                say(words, &Word::Cloned(pid.as_raw_nonzero().get()));
+                exit()
+            }
+            None => Err(run(process, terminal)),
+        }
+    }
+
+    fn close_all_but(&self, words: &File) -> io::Result<()> {
+        let console = self.console.as_ref().map(UnixStream::as_raw_fd);
+        let files = [&self.processes, &self.mounts, &self.control_groups, words];
+        let mut kept: Vec<_> = files.iter().map(|file| file.as_raw_fd()).chain(console).collect();
+        kept.sort_unstable();
+        let mut begin = 3;
+        for kept in kept {
+            if begin < kept {
+                close_range(begin, kept - 1)?;
+            }
+            begin = kept + 1;
+        }
+        close_range(begin, i32::MAX)
+    }
+}
+
+/// The last steps, in the process that the container sees, and may stop.
+fn run(process: &Process, terminal: bool) -> Refusal {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        return refused("end with the helper")(error);
+    }
+    if let Err(error) = setsid() {
+        return refused("begin a session")(error);
+    }
+    if terminal && let Err(error) = ioctl_tiocsctty(rustix::stdio::stdin()) {
+        return refused("take its terminal")(error);
+    }
+    if let Err(error) = set_parent_process_death_signal(None) {
+        return refused("outlive the helper")(error);
+    }
+    Refusal::internal(&Workload::run(process))
+}
+
+fn signalling() -> libc::clone_args {
     // SAFETY: zeros are what it does not use.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
     arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = u64::try_from(group.as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: as fork(2), with its own copy of the memory; this process has one thread, so the copy is whole.
-    let number = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) };
+    arguments
+}
+
+/// As fork(2): nothing in the child.
+fn clone(mut arguments: libc::clone_args) -> io::Result<Option<Pid>> {
+    // SAFETY: the child has its own copy of the memory, which is whole, as this process has one thread.
+    child(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) })
+}
+
+/// As fork(2), but for a child of this process's parent; by the older call, which containers may make.
+fn clone_sibling() -> io::Result<Option<Pid>> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: as in `clone`; with no stack of its own the child goes on with its copy of this one.
+    child(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })
+}
+
+fn child(number: libc::c_long) -> io::Result<Option<Pid>> {
     match i32::try_from(number) {
         Ok(0) => Ok(None),
         Ok(number @ 1..) => Ok(Pid::from_raw(number)),
@@ -120,52 +265,32 @@ fn clone_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     }
 }
 
-/// The end of a child that cannot run its program.
-fn complain(to: OwnedFd, refusal: &Refusal) -> ! {
-    let json = serde_json::to_vec(refusal).unwrap_or_default();
-    // Where nobody hears it, the helper has ended.
-    let _ = File::from(to).write_all(&json);
-    // SAFETY: it ends this process, without what belongs to its parent.
+/// Where nobody hears it, the helper has ended.
+fn say(words: &mut File, word: &Word) {
+    let mut line = serde_json::to_vec(word).unwrap_or_default();
+    line.push(b'\n');
+    let _ = words.write_all(&line);
+}
+
+fn exit() -> ! {
+    // SAFETY: it ends this process, and leaves alone what its memory has copied of its parent's.
     unsafe { libc::_exit(1) }
 }
 
-/// Turns this process, a child in the container's control group and process namespace, into the one that is wanted.
-fn become_of(
-    container: &OwnedFd,
-    process: &Process,
-    workload: &Workload,
-    console: Option<UnixStream>,
-) -> Result<Infallible, Refusal> {
-    let spaces = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP;
-    move_into_thread_name_spaces(container.as_fd(), spaces).map_err(refused("join the container"))?;
-    setsid().map_err(refused("begin a session"))?;
-    match console {
-        Some(console) => take_terminal(&console, process.user()).map_err(refused("make a terminal"))?,
-        None => take_null().map_err(refused("open the container's /dev/null"))?,
+fn close_range(first: i32, last: i32) -> io::Result<()> {
+    // SAFETY: nothing that is closed is used again in this process, which does not return.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    limit(process).map_err(refused("limit its resources"))?;
-    // The folder may be open to root alone, or, on a network's file system, to its user alone.
-    let entered = chdir(process.cwd());
-    become_user(process).map_err(refused("become its user"))?;
-    entered.or_else(|_| chdir(process.cwd())).map_err(refused("enter its working directory"))?;
-    let folder = getcwd(Vec::new()).map_err(refused("find its working directory"))?;
-    if !folder.to_bytes().starts_with(b"/") {
-        return Err(Refusal::internal("its working directory is outside the container"));
-    }
-    Workload::check(process).map_err(|(kind, message)| Refusal { kind, message })?;
-    leave_descriptors().map_err(refused("leave what is open"))?;
-    if process.no_new_privileges() == Some(true) {
-        set_no_new_privs(true).map_err(refused("give up new privileges"))?;
-    }
-    Err(Refusal::internal(&workload.run(process)))
 }
 
 /// Makes a terminal of the container's, and sends its other side.
 fn take_terminal(console: &UnixStream, user: &User) -> rustix::io::Result<()> {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let controller = openpt(flags)?;
+    let controller = open_device("/dev/pts/ptmx")?;
     unlockpt(&controller)?;
-    // By the descriptor, which fails where the container has put something else in the place of its terminals.
+    // Fails where it is none of a terminal's.
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = ioctl_tiocgptpeer(&controller, flags)?;
     fchown(&terminal, Some(Uid::from_raw(user.uid())), None)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -173,7 +298,6 @@ fn take_terminal(console: &UnixStream, user: &User) -> rustix::io::Result<()> {
     let descriptors = [controller.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     sendmsg(console, &[IoSlice::new(b"terminal")], &mut control, SendFlags::empty())?;
-    ioctl_tiocsctty(&terminal)?;
     dup2_stdin(&terminal)?;
     dup2_stdout(&terminal)?;
     dup2_stderr(&terminal)
@@ -181,20 +305,30 @@ fn take_terminal(console: &UnixStream, user: &User) -> rustix::io::Result<()> {
 
 /// Where a standard stream is the guest's `/dev/null`, the container's takes its place.
 fn take_null() -> rustix::io::Result<()> {
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    if !is_null(&null)? {
-        return Err(Errno::NODEV);
-    }
-    if is_null(rustix::stdio::stdin())? {
-        dup2_stdin(&null)?;
-    }
-    if is_null(rustix::stdio::stdout())? {
-        dup2_stdout(&null)?;
-    }
-    if is_null(rustix::stdio::stderr())? {
-        dup2_stderr(&null)?;
+    type Replace = fn(OwnedFd) -> rustix::io::Result<()>;
+    let streams: [(BorrowedFd<'_>, Replace); 3] = [
+        (rustix::stdio::stdin(), dup2_stdin),
+        (rustix::stdio::stdout(), dup2_stdout),
+        (rustix::stdio::stderr(), dup2_stderr),
+    ];
+    for (stream, replace) in streams {
+        if is_null(stream)? {
+            let null = open_device("/dev/null")?;
+            if !is_null(&null)? {
+                return Err(Errno::NODEV);
+            }
+            replace(null)?;
+        }
     }
     Ok(())
+}
+
+/// Opens a device of the container, which may have put anything in its place: by no link, and without waiting.
+fn open_device(path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let device = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    fcntl_setfl(&device, OFlags::RDWR)?;
+    Ok(device)
 }
 
 fn is_null(file: impl AsFd) -> rustix::io::Result<bool> {
@@ -250,16 +384,6 @@ fn capabilities(process: &Process) -> rustix::io::Result<CapabilitySet> {
     })
 }
 
-/// What is open beyond the standard streams is closed when the program begins.
-fn leave_descriptors() -> io::Result<()> {
-    let flags = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
-    // SAFETY: no descriptor is closed before this process's memory is replaced.
-    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 fn while_(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { doing, source }
 }
@@ -305,21 +429,47 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_a_process_of_another_control_group_is_not_taken_for_the_containers() {
-        let own = rustix::process::getpid();
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
-        let folders = |cgroup| Folders { cgroup, ..Folders::of("some") };
-        let elsewhere = Path::new(CGROUPS).join(group).join("elsewhere");
-        assert!(matches!(open_process(own, &folders(elsewhere)), Err(Error::Ended)));
-        open_process(own, &folders(Path::new(CGROUPS).join(group))).unwrap();
-        open_process(own, &folders(CGROUPS.into())).unwrap();
+    fn only_the_device_that_swallows_everything_is_null() {
+        assert!(is_null(open_device("/dev/null").unwrap()).unwrap());
+        assert!(!is_null(File::open("/dev/zero").unwrap()).unwrap());
+        assert!(!is_null(File::open("/").unwrap()).unwrap());
     }
 
     #[test]
-    fn only_the_device_that_swallows_everything_is_null() {
-        assert!(is_null(File::open("/dev/null").unwrap()).unwrap());
-        assert!(!is_null(File::open("/dev/zero").unwrap()).unwrap());
-        assert!(!is_null(File::open("/").unwrap()).unwrap());
+    fn a_device_is_opened_by_no_link_and_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, pipe) = (folder.path().join("link"), folder.path().join("pipe"));
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        assert_eq!(open_device(link.to_str().unwrap()).unwrap_err(), Errno::LOOP);
+        rustix::fs::mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+        assert!(!is_null(open_device(pipe.to_str().unwrap()).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn the_helper_hears_the_process_or_why_there_is_none() {
+        let refusal = Refusal { kind: FailureKind::ProgramNotFound, message: "no".into() };
+        let own = rustix::process::getpid();
+        let cloned = Word::Cloned(own.as_raw_nonzero().get());
+        let heard = |words: &[Word]| {
+            let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let (channel, _other) = UnixStream::pair().unwrap();
+            let mut theirs = File::from(theirs);
+            words.iter().for_each(|word| say(&mut theirs, word));
+            drop(theirs);
+            hear(ours, channel.as_fd())
+        };
+        assert_eq!(heard(&[cloned]).unwrap(), own);
+        assert!(matches!(heard(&[]), Err(Error::Killed)));
+        let words = [Word::Refused(refusal.clone()), Word::Cloned(1)];
+        assert!(matches!(heard(&words), Err(Error::Refused(said)) if said == refusal));
+    }
+
+    #[test]
+    fn a_process_that_nobody_waits_for_is_given_up() {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (channel, other) = UnixStream::pair().unwrap();
+        drop(other);
+        assert!(matches!(hear(ours, channel.as_fd()), Err(Error::Forsaken)));
+        drop(theirs);
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct Io {
     console: Option<Console>,
 }
 
-/// Where the runtime hands us a process's terminal.
+/// Where a process's terminal is handed to us.
 struct Console {
     path: PathBuf,
     listener: UnixListener,
@@ -112,7 +112,8 @@ pub(super) async fn namespace(reaper: &Reaper, operation: &Operation) -> Result<
     let theirs = [Stdio::null(), Stdio::null(), Stdio::null()];
     let (helper, pid) = Helper::run(reaper, operation, theirs).await?;
     let pid = pid.ok_or_else(|| failure(FailureKind::Internal, "the namespace has no process"))?;
-    let namespace = namespace::of(pid).map_err(|error| internal("open the process namespace", &error))?;
+    let namespace = namespace::of(pid, namespace::PROCESSES)
+        .map_err(|error| internal("open the process namespace", &error))?;
     helper.let_go().await;
     Ok(namespace)
 }
@@ -174,7 +175,7 @@ impl Helper {
 }
 
 impl Console {
-    /// Takes the terminal that the runtime has sent by now.
+    /// Takes the terminal that was sent by now.
     async fn streams(self) -> io::Result<Streams> {
         let (connection, _) = tokio::time::timeout(PATIENCE, self.listener.accept()).await??;
         let connection = connection.into_std()?;
@@ -201,7 +202,7 @@ fn receive_descriptor(connection: &std_net::UnixStream) -> io::Result<OwnedFd> {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
         })
-        .ok_or_else(|| io::Error::other("the runtime sent no terminal"))
+        .ok_or_else(|| io::Error::other("there came no terminal"))
 }
 
 /// How many processes of a cgroup the kernel has killed for want of memory.

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use disks::{DeviceNode, Disks};
+use join::Namespaces;
 use namespace::PodNamespace;
 pub(crate) use process::{Process, Stream};
 use rootfs::Folders;
@@ -243,9 +244,18 @@ impl Containers {
             let console = request.terminal.then(|| container.folders.exec_console());
             let io = launch::Io::new(console, request.stdin)?;
             let console = io.console();
-            let first = container.process.pid().as_raw_nonzero().get();
-            let operation = helper::Operation::Exec { request: Box::new(request), first, console };
-            launch::process(&self.reaper, &operation, io, &container.folders).await
+            let kinds = [namespace::PROCESSES, namespace::MOUNTS, namespace::CONTROL_GROUPS];
+            // They stay open here until the helper has opened them by their paths.
+            let open = container.namespaces(kinds)?;
+            let [processes, mounts, control_groups] = open.each_ref().map(namespace::path);
+            let namespaces = Namespaces { processes, mounts, control_groups };
+            let operation = helper::Operation::Exec { request: Box::new(request), namespaces, console };
+            let launched = launch::process(&self.reaper, &operation, io, &container.folders).await;
+            // Whatever failed, it did because the container had ended meanwhile.
+            if launched.is_err() {
+                container.namespaces([])?;
+            }
+            launched
         }
         .await;
         let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);

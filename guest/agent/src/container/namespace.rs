@@ -19,12 +19,18 @@ use tokio::sync::OnceCell;
 
 use super::helper::Operation;
 use super::seccomp::Program;
-use super::{Containers, launch};
+use super::{Container, Containers, launch};
 use crate::failure::{failure, internal};
 use crate::reaper::Reaper;
 
 /// The argument that makes this program the first process of a pod's process namespace.
 pub(crate) const SUBCOMMAND: &str = "process-namespace";
+/// The names of namespaces in `/proc/PID/ns` (namespaces(7)).
+pub(super) const PROCESSES: &str = "pid";
+/// See [`PROCESSES`].
+pub(super) const MOUNTS: &str = "mnt";
+/// See [`PROCESSES`].
+pub(super) const CONTROL_GROUPS: &str = "cgroup";
 /// The kernel never kills the first process for want of memory: the others would die with it.
 const NEVER: &str = "-1000";
 /// A folder to mount over, in a mount namespace that nobody else has.
@@ -49,13 +55,7 @@ impl Containers {
         match processes {
             SharedProcesses::Pod => self.pod_namespace.get(&self.reaper).await,
             SharedProcesses::Container { container } => {
-                let target = self.get(container)?;
-                let namespace = of(target.process.pid());
-                // It was there when its namespace was opened: its number was not another's by then.
-                match namespace {
-                    Ok(namespace) if !target.process.has_ended() => Ok(namespace),
-                    _ => Err(failure(FailureKind::Conflict, format!("container {container:?} has ended"))),
-                }
+                self.get(container)?.namespaces([PROCESSES]).map(|[namespace]| namespace)
             }
         }
     }
@@ -69,9 +69,26 @@ impl Containers {
     }
 }
 
-/// The process namespace that a process is in.
-pub(super) fn of(pid: Pid) -> io::Result<OwnedFd> {
-    File::open(format!("/proc/{pid}/ns/pid")).map(OwnedFd::from)
+impl Container {
+    /// The namespaces that its first process is in, by their names in `/proc/PID/ns`.
+    pub(super) fn namespaces<const N: usize>(&self, kinds: [&str; N]) -> Result<[OwnedFd; N], Failure> {
+        let opened = kinds.map(|kind| of(self.process.pid(), kind));
+        // It was there when they were opened: its number was not another's by then.
+        let ended = || failure(FailureKind::Conflict, format!("container {:?} has ended", self.id));
+        if self.process.has_ended() {
+            return Err(ended());
+        }
+        let mut namespaces = Vec::with_capacity(N);
+        for namespace in opened {
+            namespaces.push(namespace.map_err(|error| internal("open the container's namespaces", &error))?);
+        }
+        namespaces.try_into().map_err(|_| ended())
+    }
+}
+
+/// A namespace that a process is in.
+pub(super) fn of(pid: Pid, kind: &str) -> io::Result<OwnedFd> {
+    File::open(format!("/proc/{pid}/ns/{kind}")).map(OwnedFd::from)
 }
 
 /// By which path other processes find a namespace that this one holds open.

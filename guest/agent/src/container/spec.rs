@@ -253,7 +253,7 @@ impl Privileges {
         let capabilities = strings(&specification["process"]["capabilities"]["bounding"]);
         let filter = match specification["annotations"][PRIVILEGED].is_string() {
             true => Filter::None,
-            // The runtime would not filter an exec.
+            // Also where its container may gain privileges: an exec is the host's.
             false => Filter::AtTheEnd,
         };
         Self { capabilities: capabilities.into_iter().collect(), filter }

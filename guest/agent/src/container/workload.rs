@@ -51,12 +51,14 @@ impl Workload {
         }
     }
 
+    /// Forbids this process what its filter does not allow, for good.
+    pub(super) fn filter_calls(&self) -> io::Result<()> {
+        self.filter.as_ref().map_or(Ok(()), Program::install)
+    }
+
     /// Runs the program in place of this one, and says why if it cannot.
-    pub(super) fn run(&self, process: &Process) -> String {
+    pub(super) fn run(process: &Process) -> String {
         let [program, arguments @ ..] = arguments(process) else { return "there is no program".into() };
-        if let Some(Err(error)) = self.filter.as_ref().map(Program::install) {
-            return format!("cannot filter calls: {error}");
-        }
         // Also undoes what our own runtime did to SIGPIPE.
         let error = Command::new(program).args(arguments).env_clear().envs(environment(process)).exec();
         format!("cannot execute {program:?}: {error}")
@@ -77,7 +79,8 @@ impl Executor for Workload {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
-        Err(ExecutorError::Other(self.run(process)))
+        self.filter_calls().map_err(|error| ExecutorError::Other(format!("cannot filter calls: {error}")))?;
+        Err(ExecutorError::Other(Self::run(process)))
     }
 }
 
