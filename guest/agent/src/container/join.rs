@@ -10,7 +10,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,8 +24,9 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions, chdir, getcwd, ioctl_tiocsctty,
-    kill_process, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid, waitpid,
+    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, WaitOptions, chdir,
+    getcwd, ioctl_tiocsctty, kill_process, set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
+    setsid, waitid, waitpid,
 };
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -42,6 +43,8 @@ use super::workload::Workload;
 
 /// The device that swallows everything: major and minor.
 const NULL: (u32, u32) = (1, 3);
+/// Of all that a process says before it runs, in bytes.
+const LONGEST_WORDS: u64 = 64 * 1024;
 /// Of clone3(2), which is wider than the library's constant.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -121,16 +124,22 @@ pub(super) fn start(
     // It has ended, unless it was given up.
     let _ = kill_process(intermediate, Signal::KILL);
     let _ = waitpid(Some(intermediate), WaitOptions::empty());
-    heard
+    heard.and_then(own_child)
+}
+
+/// Whoever may trace the process may have said its number in its stead, and another one.
+fn own_child(pid: Pid) -> Result<Pid, Error> {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    waitid(WaitId::Pid(pid), look).map(|_| pid).map_err(|_| Error::Killed)
 }
 
 /// Hears what becomes of the process.
 fn hear(words: OwnedFd, channel: BorrowedFd<'_>) -> Result<Pid, Error> {
-    let mut words = BufReader::new(File::from(words));
+    let mut words = BufReader::new(File::from(words).take(LONGEST_WORDS));
     let (mut cloned, mut line) = (None, String::new());
     loop {
         let mut ends = [
-            PollFd::new(words.get_ref(), PollFlags::IN),
+            PollFd::new(words.get_ref().get_ref(), PollFlags::IN),
             PollFd::from_borrowed_fd(channel, PollFlags::RDHUP),
         ];
         if words.buffer().is_empty() {
@@ -462,6 +471,31 @@ mod tests {
         assert!(matches!(heard(&[]), Err(Error::Killed)));
         let words = [Word::Refused(refusal.clone()), Word::Cloned(1)];
         assert!(matches!(heard(&words), Err(Error::Refused(said)) if said == refusal));
+    }
+
+    #[test]
+    fn a_number_that_is_no_childs_is_not_believed() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert_eq!(own_child(pid).unwrap(), pid);
+        child.kill().unwrap();
+        // Unless another test's reaper has waited for it before.
+        let _ = child.wait();
+        for other in [pid, Pid::INIT, rustix::process::getpid()] {
+            assert!(matches!(own_child(other), Err(Error::Killed)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_says_too_much_is_heard_no_longer() {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (channel, _other) = UnixStream::pair().unwrap();
+        let talking = std::thread::spawn(move || {
+            let mut theirs = File::from(theirs);
+            while theirs.write_all(&[b'x'; 4096]).is_ok() {}
+        });
+        assert!(matches!(hear(ours, channel.as_fd()), Err(Error::System { .. })));
+        talking.join().unwrap();
     }
 
     #[test]
