@@ -18,13 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use machine::Machine;
 use owner::Owner;
-use report::{Measurements, Report};
+use report::{BOOTS, Measurements, Report};
 
-/// Runs of each kind, whose medians count.
+/// Runs of each kind, whose medians count. The kinds take turns.
 const RUNS: usize = 5;
-/// Boots of a run, of which the quickest counts: where other machines share the memory and its caches, the same boot takes
-/// up to half as long again, at random, and nothing makes it quicker than it is. The kinds take turns.
-const BOOTS: usize = 4;
 
 fn main() -> ExitCode {
     match run() {
@@ -90,11 +87,6 @@ async fn measure() -> anyhow::Result<Measurements> {
                 tell(&format!("{what}: attest"), &[attested.handshake]);
             }
             sandbox.stop().await;
-        }
-    }
-    for boots in [&mut all.with_firmware, &mut all.without_firmware] {
-        for times in [&mut boots.bare, &mut boots.agent_ready] {
-            *times = times.chunks(BOOTS).filter_map(|run| run.iter().min().copied()).collect();
         }
     }
     Ok(all)

@@ -37,7 +37,7 @@ containerd 1.6 finds it by (config.toml, version 2):
     snapshotter = \"sealpod\"
     disable_snapshot_annotations = false
 
-SIGTERM and SIGINT end it when the calls under way are answered. RUST_LOG says how much it logs (default: info)."
+SIGTERM and SIGINT end it when the calls under way are answered. RUST_LOG says how much it logs: a level, or target=level (default: info)."
 )]
 struct Arguments {
     /// The folder of the snapshots
