@@ -18,9 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use machine::Machine;
 use owner::Owner;
-use report::{BOOTS, Measurements, Report};
+use report::{Measurements, Report};
 
-/// Runs of each kind, whose medians count. The kinds take turns.
+/// Runs of each kind. The machine may be busy with other things, so the kinds take turns and medians count.
 const RUNS: usize = 5;
 
 fn main() -> ExitCode {
@@ -67,24 +67,23 @@ async fn measure() -> anyhow::Result<Measurements> {
     tell("the TPM's quote", &quote);
 
     let mut all = Measurements { quote, initrd_bytes: machine.initrd_bytes()?, ..Measurements::default() };
-    for boot in 0..RUNS * BOOTS {
-        let what = format!("run {} of {RUNS}, boot {} of {BOOTS}", boot / BOOTS + 1, boot % BOOTS + 1);
+    for round in 1..=RUNS {
         for (firmware, kind) in [(true, "with firmware"), (false, "without firmware")] {
             let boots = if firmware { &mut all.with_firmware } else { &mut all.without_firmware };
             let bare = machine.bare(firmware).await?;
             boots.bare.push(bare);
-            tell(&format!("{what}, {kind}: bare guest"), &[bare]);
+            tell(&format!("round {round} of {RUNS}, {kind}: bare guest"), &[bare]);
 
             let sandbox = machine.agent(firmware).await?;
             let ready = sandbox.timings().ready;
             boots.agent_ready.push(ready);
             all.resident_bytes.push(machine::info(&sandbox).await?.resident_bytes);
-            tell(&format!("{what}, {kind}: agent ready"), &[ready]);
+            tell(&format!("round {round} of {RUNS}, {kind}: agent ready"), &[ready]);
             if firmware {
                 let attested = owner.attest(&sandbox).await?;
                 all.attest.push(attested.handshake);
                 all.attest_request.push(attested.request);
-                tell(&format!("{what}: attest"), &[attested.handshake]);
+                tell(&format!("round {round} of {RUNS}: attest"), &[attested.handshake]);
             }
             sandbox.stop().await;
         }

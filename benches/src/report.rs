@@ -13,11 +13,7 @@ const RESIDENT_LIMIT_MB: f64 = 24.0;
 /// What an attestation may take beside the TPM's quote.
 const ATTEST_LIMIT_MS: f64 = 300.0;
 
-/// Boots of a run, of which the quickest counts: where other machines share the memory and its caches, the same boot takes
-/// up to half as long again, at random, and nothing makes it quicker than it is.
-pub(crate) const BOOTS: usize = 4;
-
-/// Everything that was measured, each in the order of the boots.
+/// Everything that was measured, each in the order of the runs.
 #[derive(Debug, Default)]
 pub(crate) struct Measurements {
     pub(crate) with_firmware: Boots,
@@ -45,9 +41,8 @@ pub(crate) struct Boots {
 /// `boot.json`. All `_ms` and `_mb` are medians unless their names say otherwise; a MB is 10⁶ bytes.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Runs of each kind; a run is the quickest of so many boots.
+    /// Runs of each kind.
     runs: usize,
-    boots_per_run: usize,
     accelerator: &'static str,
     /// With firmware, as is `agent_ready_ms`.
     bare_ms: f64,
@@ -75,8 +70,6 @@ struct BootReport {
     agent_ready_min_ms: f64,
     /// Of the medians.
     difference_ms: f64,
-    /// The same of all boots, the slow ones too.
-    difference_of_all_ms: f64,
     ratio: f64,
 }
 
@@ -96,8 +89,7 @@ impl Measurements {
             limit("attest - quote", "ms", ATTEST_LIMIT_MS, rounded(attest - quote)),
         ];
         Ok(Report {
-            runs: self.with_firmware.bare.len().div_ceil(BOOTS),
-            boots_per_run: BOOTS,
+            runs: self.attest.len(),
             accelerator: "tcg",
             bare_ms: with.bare_ms,
             agent_ready_ms: with.agent_ready_ms,
@@ -119,24 +111,17 @@ impl Measurements {
 
 impl Boots {
     fn report(&self) -> anyhow::Result<BootReport> {
-        let (bare, bare_min) = milliseconds(&quickest(&self.bare))?;
-        let (ready, ready_min) = milliseconds(&quickest(&self.agent_ready))?;
-        let ((all_bare, _), (all_ready, _)) = (milliseconds(&self.bare)?, milliseconds(&self.agent_ready)?);
+        let (bare, bare_min) = milliseconds(&self.bare)?;
+        let (ready, ready_min) = milliseconds(&self.agent_ready)?;
         Ok(BootReport {
             bare_ms: bare,
             bare_min_ms: bare_min,
             agent_ready_ms: ready,
             agent_ready_min_ms: ready_min,
             difference_ms: rounded(ready - bare),
-            difference_of_all_ms: rounded(all_ready - all_bare),
             ratio: (ready / bare * 1000.0).round() / 1000.0,
         })
     }
-}
-
-/// Of each run.
-fn quickest(boots: &[Duration]) -> Vec<Duration> {
-    boots.chunks(BOOTS).filter_map(|run| run.iter().min().copied()).collect()
 }
 
 impl Report {
@@ -173,7 +158,7 @@ impl Report {
             ("attest: the whole request", self.attest_request_ms, self.attest_request_min_ms),
             ("the TPM's quote", self.quote_ms, self.quote_min_ms),
         ];
-        let heading = format!("of {} runs of {} boots, in ms", self.runs, self.boots_per_run);
+        let heading = format!("of {} runs, in ms", self.runs);
         let mut text = format!("{heading:38}{:>10}{:>10}\n", "median", "min");
         for (name, median, minimum) in times {
             text.push_str(&format!("{name:38}{median:>10.1}{minimum:>10.1}\n"));
@@ -193,15 +178,13 @@ mod tests {
         milliseconds.iter().copied().map(Duration::from_millis).collect()
     }
 
-    /// The boots of runs whose quickest take so long.
-    fn runs(quickest: &[u64]) -> Vec<Duration> {
-        quickest.iter().flat_map(|time| times(&[time + 900, *time, time + 700, time + 1])).collect()
-    }
-
     fn measurements() -> Measurements {
         Measurements {
-            with_firmware: Boots { bare: runs(&[5000, 4000, 9000]), agent_ready: runs(&[5500, 5400, 9100]) },
-            without_firmware: Boots { bare: runs(&[1000]), agent_ready: runs(&[1200]) },
+            with_firmware: Boots {
+                bare: times(&[5000, 4000, 9000]),
+                agent_ready: times(&[5500, 5400, 9100]),
+            },
+            without_firmware: Boots { bare: times(&[1000]), agent_ready: times(&[1200]) },
             resident_bytes: vec![11_000_000, 12_000_000, 99_000_000],
             attest: times(&[310, 250, 400]),
             attest_request: times(&[500]),
@@ -220,9 +203,6 @@ mod tests {
         assert_eq!((&report["bare_ms"], &report["agent_ready_ms"]), (&5000.0.into(), &5500.0.into()));
         assert_eq!(report["with_firmware"]["bare_min_ms"], 4000.0);
         assert_eq!(report["with_firmware"]["difference_ms"], 500.0);
-        // Between 5001 and 5700, and between 6200 and 6300.
-        assert_eq!(report["with_firmware"]["difference_of_all_ms"], 899.5);
-        assert_eq!((&report["runs"], &report["boots_per_run"]), (&3.into(), &4.into()));
         assert_eq!(report["without_firmware"]["difference_ms"], 200.0);
         assert_eq!(report["without_firmware"]["ratio"], 1.2);
         assert_eq!((&report["attest_ms"], &report["quote_ms"]), (&310.0.into(), &10.0.into()));
@@ -239,8 +219,8 @@ mod tests {
     fn each_limit_that_is_missed_fails_the_report() {
         type Change = (&'static str, fn(&mut Measurements));
         let changes: [Change; 5] = [
-            ("agent_ready - bare, with firmware", |all| all.with_firmware.agent_ready = runs(&[5501])),
-            ("agent_ready - bare, without firmware", |all| all.without_firmware.bare = runs(&[699])),
+            ("agent_ready - bare, with firmware", |all| all.with_firmware.agent_ready = times(&[5501])),
+            ("agent_ready - bare, without firmware", |all| all.without_firmware.bare = times(&[699])),
             ("initrd", |all| all.initrd_bytes = 24_100_000),
             ("agent_rss, idle", |all| all.resident_bytes = vec![24_100_000]),
             ("attest - quote", |all| all.quote = times(&[9])),

@@ -42,9 +42,9 @@ pub(crate) fn inventory() -> Vec<String> {
 pub(crate) async fn nothing_is_left(node: &Node, before: &[String]) {
     let differences = || {
         let now = inventory();
-        let (more, less) = (now.iter().filter(|found| !before.contains(found)), before.iter());
-        let less = less.filter(|found| !now.contains(found)).map(|found| format!("{found} (gone)"));
-        more.cloned().chain(less).collect()
+        let more = now.iter().filter(|found| !before.contains(found)).cloned();
+        let gone = before.iter().filter(|found| !now.contains(found));
+        more.chain(gone.map(|found| format!("{found} (gone)"))).collect()
     };
     becomes_empty(node, differences).await;
 }

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{PosixRlimitType, Process, User};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::fcntl_setfl;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchown, fstat, major, minor, openat2};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, fchown, fcntl_setfl, fstat, major, minor, openat2,
+};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};

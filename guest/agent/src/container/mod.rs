@@ -251,7 +251,7 @@ impl Containers {
             let namespaces = Namespaces { processes, mounts, control_groups };
             let operation = helper::Operation::Exec { request: Box::new(request), namespaces, console };
             let launched = launch::process(&self.reaper, &operation, io, &container.folders).await;
-            // Whatever failed, it did because the container had ended meanwhile.
+            // Where the container has ended meanwhile, that is what to say.
             if launched.is_err() {
                 container.namespaces([])?;
             }
