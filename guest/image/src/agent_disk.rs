@@ -1,9 +1,9 @@
 //! The disk that the agent comes on, and the kernel modules which the guest does not need for having a disk.
 
-/// Of a disk, in bytes.
-pub(crate) const SECTOR: usize = 512;
+/// What files and the disk are multiples of, in bytes: Linux reads such a disk a page at a time, and another by sectors.
+pub(crate) const PAGE: usize = 4096;
 
-/// Files one after another, each from a sector's begin.
+/// Files one after another, each from a page's begin.
 #[derive(Debug, Default)]
 pub(crate) struct AgentDisk(Vec<u8>);
 
@@ -13,11 +13,11 @@ impl AgentDisk {
     pub(crate) fn add(&mut self, name: &str, content: &[u8]) -> String {
         let (offset, length) = (self.0.len(), content.len());
         self.0.extend_from_slice(content);
-        self.0.resize(self.0.len().next_multiple_of(SECTOR), 0);
+        self.0.resize(self.0.len().next_multiple_of(PAGE), 0);
         format!("{name} {offset} {length} {}\n", blake2b_simd::blake2b(content).to_hex())
     }
 
-    /// The disk's bytes: whole sectors.
+    /// The disk's bytes: whole pages.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0
     }

@@ -237,7 +237,7 @@ mod tests {
     use sealpod_loader::disk::Entry;
 
     use super::*;
-    use crate::agent_disk::SECTOR;
+    use crate::agent_disk::PAGE;
     use crate::module_groups;
     use crate::test_elf;
 
@@ -352,7 +352,7 @@ mod tests {
         build(&inputs.options("two")).unwrap();
         assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
         assert!(read("two/agent.disk").starts_with(&agent));
-        assert!(read("two/agent.disk").len().is_multiple_of(SECTOR));
+        assert!(read("two/agent.disk").len().is_multiple_of(PAGE));
     }
 
     #[test]

@@ -40,6 +40,8 @@ const AGENT: &core::ffi::CStr = c"/sealpod-agent";
 enum Error {
     #[error("cannot {doing}: {why}")]
     System { doing: &'static str, why: Errno },
+    #[error("this guest's processor lacks BMI2, which any that has a TEE has")]
+    Processor,
     #[error(transparent)]
     Modules(#[from] modules::Error),
     #[error("{LIST} of the initrd does not say what it should be")]
@@ -76,6 +78,9 @@ fn say(words: fmt::Arguments<'_>) {
 }
 
 fn load() -> Result<Infallible, Error> {
+    if !system::has_bmi2() {
+        return Err(Error::Processor);
+    }
     let hard = MountFlags::NOSUID | MountFlags::NOEXEC;
     // The agent leaves this root with what is mounted on it.
     for (kind, target) in [("devtmpfs", "/dev"), ("sysfs", "/sys")] {

@@ -1,6 +1,7 @@
 //! What the kernel does for a program at its end, and what it says meanwhile.
 
 use core::arch::asm;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::ptr;
@@ -25,6 +26,14 @@ impl fmt::Write for Console {
         let stream = unsafe { BorrowedFd::borrow_raw(STANDARD_ERROR) };
         write(stream, words.as_bytes()).map_err(|_| fmt::Error).map(drop)
     }
+}
+
+/// Whether the processor has the instructions (BMI2) that this program is compiled for: Intel's since 2013, AMD's since
+/// 2015, and QEMU's own.
+pub(crate) fn has_bmi2() -> bool {
+    const LEAF: u32 = 7;
+    const BMI2: u32 = 1 << 8;
+    __cpuid(0).eax >= LEAF && __cpuid_count(LEAF, 0).ebx & BMI2 != 0
 }
 
 /// Runs another program in place of this one, with its path as its only argument and no environment; says why if it
