@@ -2,7 +2,7 @@
 //! and beside a runc pod, memory, execs, output, pods a minute. `make bench-node` runs it; it fails where a limit is
 //! missed.
 //!
-//! The host's programs are those of the tests, without the optimisation that what is shipped has.
+//! The host's programs are those beside it: `make bench-node` builds them as they are shipped.
 
 mod measure;
 mod report;
