@@ -2,6 +2,7 @@
 //! by CRI as kubelet would.
 
 mod containerd;
+mod crio;
 mod log;
 pub mod namespaces;
 
@@ -27,6 +28,7 @@ use crate::service::Service;
 use crate::{guest, program};
 
 pub use containerd::Containerd;
+pub use crio::{Crio, CrioPod, Ended, PodNetwork, Task};
 pub use log::{LogLine, log_lines};
 
 /// The name of our runtime in containerd's configuration, as a RuntimeClass would have it.
@@ -80,10 +82,7 @@ impl Node {
         // Where each runtime has a snapshotter, all of its images are the guests'.
         let images = if version == Containerd::V1_6 { format!("{registry}/guest/*") } else { "*".into() };
         write("snapshotter.toml", format!("images = [\"{images}\"]\n"));
-        write(
-            "shim.toml",
-            format!("guest = {:?}\ntpm_authority = {:?}\naccelerator = \"tcg\"\n", guest(), tpm_authority),
-        );
+        write("shim.toml", shim_configuration(tpm_authority));
         write("cni/10-pods.conflist", CNI.into());
         write(&format!("registries/{registry}/hosts.toml"), format!("server = \"http://{registry}\"\n"));
         write("containerd.toml", version.config(folder, registry, pause));
@@ -384,20 +383,30 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Servers end first, then their pods' control groups can be removed, in each hierarchy.
+    /// Servers end first, then their pods' control groups can be removed.
     fn drop(&mut self) {
         (self.containerd, self.snapshotter) = (None, None);
-        let mut folders = vec![Path::new("/sys/fs/cgroup").join(cgroup())];
-        let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        folders.extend(hierarchies.map(|entry| entry.path().join(cgroup())));
-        for folder in folders {
-            // runc leaves its own to containerd.
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let _ = std::fs::remove_dir(entry.path());
-            }
-            let _ = std::fs::remove_dir(folder);
-        }
+        remove_control_groups();
     }
+}
+
+/// Removes those of this program's pods, in each hierarchy.
+fn remove_control_groups() {
+    let mut folders = vec![Path::new("/sys/fs/cgroup").join(cgroup())];
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    folders.extend(hierarchies.map(|entry| entry.path().join(cgroup())));
+    for folder in folders {
+        // runc leaves its own to containerd.
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
+        }
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+/// The shim's configuration, whichever engine starts it.
+fn shim_configuration(tpm_authority: &Path) -> String {
+    format!("guest = {:?}\ntpm_authority = {tpm_authority:?}\naccelerator = \"tcg\"\n", guest())
 }
 
 /// The parent of this program's pods' control groups.

@@ -18,8 +18,9 @@ pub(crate) fn is_there(places: &Places) -> bool {
 
 /// The drop-in's text.
 ///
-/// `allowed_annotations` stays away: CRI-O refuses to start if it names one that is not CRI-O's own, and a pod's other
-/// annotations come through without.
+/// `runtime_pull_image` leaves images to the guest, as far as the release does. `allowed_annotations` stays away: CRI-O
+/// warns of a handler that names one which is not CRI-O's own and ignores the handler, and a pod's other annotations
+/// come through without.
 pub(crate) fn text(places: &Places) -> String {
     let string = |path: PathBuf| Value::from(path.display().to_string()).to_string();
     format!(
@@ -29,6 +30,7 @@ runtime_type = \"vm\"
 runtime_path = {}
 runtime_root = {}
 runtime_config_path = {}
+runtime_pull_image = true
 privileged_without_host_devices = true
 ",
         crate::WRITTEN,

@@ -31,6 +31,8 @@ fn everything_is_placed_and_taken_away_again() {
     let crio: toml::Table = node.read("etc/crio/crio.conf.d/60-sealpod.conf").parse().unwrap();
     let runtime = &crio["crio"]["runtime"]["runtimes"]["sealpod"];
     assert_eq!(runtime["runtime_type"].as_str(), Some("vm"));
+    assert_eq!(runtime["runtime_pull_image"].as_bool(), Some(true));
+    assert!(runtime.get("allowed_annotations").is_none(), "CRI-O would ignore the whole runtime");
     assert_eq!(
         runtime["runtime_path"].as_str(),
         node.path("opt/sealpod/bin/containerd-shim-sealpod-v2").to_str()

@@ -1,4 +1,4 @@
-//! How containerd calls a shim (its runtime v2 contract): flags in Go's style, and an action.
+//! How containerd, and CRI-O like it, call a shim (containerd's runtime v2 contract): flags in Go's style, and an action.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -144,6 +144,27 @@ mod tests {
         let line = line.unwrap();
         assert_eq!(line.action, Action::Start);
         assert_eq!((line.namespace.as_str(), line.id.as_str(), line.bundle), ("k8s.io", "abc", None));
+    }
+
+    #[test]
+    fn crio_starts_a_shim() {
+        let words = [
+            "-namespace",
+            "default",
+            "-address",
+            "",
+            "-publish-binary",
+            "/usr/bin/crio",
+            "-id",
+            "abc",
+            "start",
+        ];
+        let line = CommandLine::parse(words.map(OsString::from)).unwrap();
+        assert_eq!(
+            (line.action, line.namespace.as_str(), line.id.as_str()),
+            (Action::Start, "default", "abc")
+        );
+        assert_eq!((line.address.as_str(), line.bundle), ("", None));
     }
 
     #[test]

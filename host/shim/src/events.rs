@@ -23,23 +23,25 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last events may take at the end.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// Sends events. Clones send to the same queue.
+/// Sends events, if somebody takes them: CRI-O does not. Clones send to the same queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
     namespace: String,
-    queue: mpsc::Sender<Envelope>,
+    queue: Option<mpsc::Sender<Envelope>>,
 }
 
 impl Events {
-    /// Begins to send; the handle ends when the last clone is gone and all was sent.
-    pub(crate) fn start(namespace: String, address: String) -> (Self, JoinHandle<()>) {
+    /// Begins to send to an address; the handle ends when the last clone is gone and all was sent.
+    pub(crate) fn start(namespace: String, address: Option<String>) -> (Self, Option<JoinHandle<()>>) {
+        let Some(address) = address else { return (Self { namespace, queue: None }, None) };
         let (queue, waiting) = mpsc::channel(QUEUE);
         let task = tokio::spawn(send_all(namespace.clone(), address, waiting));
-        (Self { namespace, queue }, task)
+        (Self { namespace, queue: Some(queue) }, Some(task))
     }
 
     /// Queues one event; its protobuf name is its type.
     pub(crate) fn publish<M: Message>(&self, topic: &'static str, name: &'static str, event: &M) {
+        let Some(queue) = &self.queue else { return };
         let value = match event.write_to_bytes() {
             Ok(value) => value,
             Err(error) => return tracing::error!(topic, %error, "an event cannot be written"),
@@ -51,15 +53,17 @@ impl Events {
             event: MessageField::some(Any { type_url: name.into(), value, ..Any::default() }),
             ..Envelope::default()
         };
-        if self.queue.try_send(envelope).is_err() {
+        if queue.try_send(envelope).is_err() {
             tracing::error!(topic, "containerd was away for too long: an event is lost");
         }
     }
 }
 
 /// Waits a while for the last events to be sent.
-pub(crate) async fn finish(task: JoinHandle<()>) {
-    if tokio::time::timeout(LAST_WORDS, task).await.is_err() {
+pub(crate) async fn finish(task: Option<JoinHandle<()>>) {
+    if let Some(task) = task
+        && tokio::time::timeout(LAST_WORDS, task).await.is_err()
+    {
         tracing::warn!("containerd does not take the last events");
     }
 }

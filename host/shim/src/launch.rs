@@ -35,10 +35,10 @@ const MOMENT: Duration = Duration::from_millis(5);
 pub fn start(line: &CommandLine) -> Result<String, Error> {
     let bundle = bundle(line)?;
     let spec = specification::read(&bundle)?;
-    let role = specification::role(&spec)?;
+    let role = specification::role(&spec, &line.id)?;
     let address = match role.kind {
         Kind::Sandbox => spawn(line, &bundle)?,
-        Kind::Container => address_of(&bundle, &role.sandbox)?,
+        Kind::Container => address_of(&bundle, &line.id, &role.sandbox)?,
     };
     std::fs::write(bundle.join(ADDRESS), &address)
         .map_err(Error::io("cannot write the bundle's address file"))?;
@@ -54,7 +54,7 @@ pub fn start(line: &CommandLine) -> Result<String, Error> {
 pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
     let bundle = bundle(line)?;
     if let Ok(spec) = specification::read(&bundle)
-        && specification::role(&spec).is_ok_and(|role| role.kind == Kind::Sandbox && role.sandbox == line.id)
+        && specification::role(&spec, &line.id).is_ok_and(|role| role.kind == Kind::Sandbox)
     {
         sockets().filter(|(_, id, _)| *id == line.id).for_each(|(pid, ..)| wait_for_end(pid));
         remove_abandoned();
@@ -68,7 +68,7 @@ pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
     response.write_to_bytes().map_err(|error| Error::Invalid(error.to_string()))
 }
 
-/// containerd's working directory for both calls is the bundle.
+/// The engine's working directory for both calls is the bundle.
 fn bundle(line: &CommandLine) -> Result<PathBuf, Error> {
     match &line.bundle {
         Some(bundle) => Ok(bundle.clone()),
@@ -76,11 +76,13 @@ fn bundle(line: &CommandLine) -> Result<PathBuf, Error> {
     }
 }
 
-/// Bundles of a namespace lie side by side.
-fn address_of(bundle: &Path, sandbox: &str) -> Result<String, Error> {
+/// Bundles differ in the container's id: `<namespace>/<id>` under containerd, `<id>/userdata` under CRI-O.
+fn address_of(bundle: &Path, id: &str, sandbox: &str) -> Result<String, Error> {
     let plain = !sandbox.is_empty() && !sandbox.contains(['/', '\0']) && !sandbox.starts_with('.');
-    let file = bundle.parent().filter(|_| plain).map(|folder| folder.join(sandbox).join(ADDRESS));
-    let file = file.ok_or_else(|| Error::Invalid(format!("{sandbox:?} is no sandbox's id")))?;
+    let mut words: Vec<_> = bundle.iter().collect();
+    let own = words.iter_mut().rev().find(|word| **word == id).filter(|_| plain);
+    *own.ok_or_else(|| Error::Invalid(format!("{sandbox:?} is no sandbox's id")))? = sandbox.as_ref();
+    let file = words.into_iter().collect::<PathBuf>().join(ADDRESS);
     std::fs::read_to_string(&file)
         .map_err(Error::io(format!("the pod's shim cannot be found by {}", file.display())))
 }
@@ -111,7 +113,7 @@ fn spawn(line: &CommandLine, bundle: &Path) -> Result<String, Error> {
             // containerd has not heard of this shim, and does not tidy up after it.
             remove_abandoned();
             Err(Error::Invalid(format!(
-                "the pod's shim ended at once ({status}); containerd's log has its reason"
+                "the pod's shim ended at once ({status}); the log of containerd or CRI-O has its reason"
             )))
         }
         address => Ok(address.into()),
@@ -172,16 +174,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_finds_its_pods_shim_beside_its_own_bundle() {
-        let namespace = tempfile::tempdir().unwrap();
-        for id in ["pod", "web"] {
-            std::fs::create_dir(namespace.path().join(id)).unwrap();
-        }
-        std::fs::write(namespace.path().join("pod/address"), "unix:///run/x").unwrap();
-        let bundle = namespace.path().join("web");
-        assert_eq!(address_of(&bundle, "pod").unwrap(), "unix:///run/x");
-        for sandbox in ["", "..", "../pod", "gone"] {
-            assert!(address_of(&bundle, sandbox).is_err(), "{sandbox:?}");
+    fn a_container_finds_its_pods_shim_by_its_own_bundle() {
+        for userdata in ["", "userdata"] {
+            let root = tempfile::tempdir().unwrap();
+            let bundle = |id: &str| root.path().join(id).join(userdata);
+            for id in ["pod", "web"] {
+                std::fs::create_dir_all(bundle(id)).unwrap();
+            }
+            std::fs::write(bundle("pod").join(ADDRESS), "unix:///run/x").unwrap();
+            assert_eq!(address_of(&bundle("web"), "web", "pod").unwrap(), "unix:///run/x");
+            for sandbox in ["", "..", "../pod", "gone"] {
+                assert!(address_of(&bundle("web"), "web", sandbox).is_err(), "{sandbox:?}");
+            }
+            assert!(address_of(&bundle("web"), "other", "pod").is_err());
         }
     }
 

@@ -1,4 +1,4 @@
-//! containerd's runtime v2 shim for pods in measured VMs: one process for a pod, started by containerd.
+//! containerd's runtime v2 shim for pods in measured VMs: one process for a pod, started by containerd or CRI-O.
 //!
 //! [`command_line`] is what containerd calls, `bootstrap` how its versions differ, [`launch`] starts the process that stays, [`serve`] is that process:
 //! `service` answers containerd's Task API (containerd.task.v2), `pod` has the VM and its containers, `process` one

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use containerd_shim_protos::types::task::Status;
 use oci_spec::runtime::Spec;
 use sealpod_agent_protocol::{
     Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SharedProcesses,
@@ -27,6 +29,8 @@ use crate::volumes;
 
 /// A host name for pods without one.
 const HOSTNAME: &str = "sealpod";
+/// The file of a bundle that says that a process of the container was killed for want of memory.
+const OOM: &str = "oom";
 /// What the VM's own end is reported as.
 const FAILED: u32 = 255;
 
@@ -37,9 +41,12 @@ pub(crate) struct Pod {
     agent: Client,
     /// QEMU's.
     pid: u32,
+    network_namespace: PathBuf,
     /// The pod as containerd's task: the VM.
     pub(crate) sandbox: Arc<Process>,
     stop: watch::Sender<Option<u32>>,
+    /// Whether the engine has deleted the sandbox.
+    deleted: AtomicBool,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The volumes that were given to the guest, and who follows their changes.
     volumes: tokio::sync::Mutex<BTreeMap<String, JoinHandle<()>>>,
@@ -96,8 +103,10 @@ impl Pod {
             id: task.id,
             agent: sandbox.agent().clone(),
             pid: sandbox.pid(),
+            network_namespace: wanted.network_namespace,
             sandbox: Arc::new(Process::new(task.paths)),
             stop,
+            deleted: AtomicBool::new(false),
             containers: Mutex::default(),
             volumes: tokio::sync::Mutex::default(),
             disks: sandbox.disks(),
@@ -151,9 +160,25 @@ impl Pod {
         self.stop.send_if_modified(|asked| asked.is_none() && asked.replace(signal).is_none());
     }
 
-    /// Pulls the image in the guest and prepares a container there.
-    pub(crate) async fn create(self: &Arc<Self>, task: Task, spec: &Spec) -> Result<Arc<Container>, Error> {
-        let mut wanted = specification::container(&task.id, spec, !task.paths.stdin.is_empty())?;
+    /// Notes that the engine has deleted the sandbox.
+    pub(crate) fn deleted(&self) {
+        self.deleted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the engine has the sandbox, or a container, that it has not deleted.
+    pub(crate) fn is_known(&self) -> bool {
+        !self.deleted.load(Ordering::Relaxed) || !self.containers().is_empty()
+    }
+
+    /// Pulls the image in the guest and prepares a container there. `image` is that which the engine has left to it.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        task: Task,
+        spec: &Spec,
+        image: Option<&str>,
+    ) -> Result<Arc<Container>, Error> {
+        specification::belongs(spec, &self.network_namespace, self.pid)?;
+        let mut wanted = specification::container(&task.id, spec, image, !task.paths.stdin.is_empty())?;
         wanted.request.process_namespace =
             wanted.shares_processes_of.map(|number| self.processes_of(number)).transpose()?;
         for volume in &wanted.volumes {
@@ -221,7 +246,8 @@ impl Pod {
         json: &[u8],
         paths: Paths,
     ) -> Result<(), Error> {
-        let request = specification::exec(&container.id, id, json, !paths.stdin.is_empty())?;
+        let (terminal, stdin) = (paths.terminal, !paths.stdin.is_empty());
+        let request = specification::exec(&container.id, id, json, terminal, stdin)?;
         let exec = Exec { request, process: Arc::new(Process::new(paths)) };
         let mut execs = container.execs.lock().unwrap_or_else(PoisonError::into_inner);
         if execs.contains_key(id) {
@@ -259,17 +285,19 @@ impl Pod {
         let pod = self.clone();
         tokio::spawn(async move {
             let id = reference.exec.clone().unwrap_or_else(|| container.clone());
-            match pod.agent.call(Request::WaitProcess(reference)).await {
-                Ok(Reply::Exit(status)) => {
-                    let exit = status.into();
-                    outputs.drain().await;
-                    pod.tell_end(&container, &id, &process, exit);
-                }
-                // The end of the VM, or a container removed by force, is told by who sees it.
+            let exit = match pod.agent.call(Request::WaitProcess(reference)).await.map_err(Error::from) {
+                Ok(Reply::Exit(status)) => Some(status.into()),
+                // It never ran, or was removed by force.
+                Err(error) if error.is_gone() => Some(Exit::now(KILLED)),
+                // The end of the VM is told by who sees it.
                 other => {
                     tracing::debug!(container, id, ?other, "a process's end was not seen");
-                    outputs.drain().await;
+                    None
                 }
+            };
+            outputs.drain().await;
+            if let Some(exit) = exit {
+                pod.tell_end(&container, &id, &process, exit);
             }
         });
     }
@@ -284,6 +312,7 @@ impl Pod {
             ..TaskExit::default()
         };
         if exit.out_of_memory {
+            self.note_out_of_memory(container);
             let event = TaskOOM { container_id: container.into(), ..TaskOOM::default() };
             self.events.publish("/tasks/oom", "containerd.events.TaskOOM", &event);
         }
@@ -292,21 +321,35 @@ impl Pod {
         }
     }
 
-    /// Sends a signal.
-    pub(crate) async fn signal(&self, reference: ProcessRef, signal: u32, all: bool) -> Result<(), Error> {
+    /// By a file of the container's bundle, where CRI-O looks once the container has ended.
+    fn note_out_of_memory(&self, container: &str) {
+        let noted = self.container(container).map(|known| std::fs::File::create(known.bundle.join(OOM)));
+        if let Ok(Err(error)) = noted {
+            tracing::warn!(container, %error, "cannot note that a container was out of memory");
+        }
+    }
+
+    /// Sends a signal. One to a process that has just ended has done what it was for.
+    pub(crate) async fn signal(
+        self: &Arc<Self>,
+        reference: ProcessRef,
+        process: Arc<Process>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Error> {
         let signal =
             u8::try_from(signal).map_err(|_| Error::Invalid(format!("there is no signal {signal}")))?;
-        let sent = self.agent.call(Request::SignalProcess(SignalProcess {
-            process: reference.clone(),
-            signal,
-            all,
-        }));
-        match sent.await.map_err(Error::from) {
-            Err(error) if error.is_gone() => {
-                Err(Error::NotFound(format!("process in {}: it has ended", reference.container)))
-            }
-            other => other.map(drop),
+        let send = SignalProcess { process: reference.clone(), signal, all };
+        match self.agent.call(Request::SignalProcess(send)).await.map_err(Error::from) {
+            Err(error) if !error.is_gone() => return Err(error),
+            _ => {}
         }
+        // Nobody waits for one that was not started, or could not be.
+        if process.status() == Status::CREATED {
+            let container = reference.container.clone();
+            self.follow(reference, container, process, Outputs::default());
+        }
+        Ok(())
     }
 
     /// Sets a terminal's size.

@@ -21,7 +21,7 @@ use crate::launch;
 use crate::service::Service;
 use crate::specification;
 
-/// Set by containerd: where it takes events.
+/// Set by containerd: where it takes events. CRI-O, which takes none, sets it to nothing.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
 
 /// How often, and how many times, there must be no sign of a pod.
@@ -48,7 +48,9 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("cannot watch SIGTERM"))?;
     tokio::spawn(async move { while terminate.recv().await.is_some() {} });
 
-    let address = std::env::var(TTRPC_ADDRESS).unwrap_or_else(|_| format!("{}.ttrpc", line.address));
+    let given = |address: &String| !address.is_empty();
+    let beside = || Some(&line.address).filter(|own| given(own)).map(|own| format!("{own}.ttrpc"));
+    let address = std::env::var(TTRPC_ADDRESS).ok().filter(given).or_else(beside);
     let (events, sender) = Events::start(line.namespace.clone(), address);
     let done = Arc::new(Notify::new());
     let service = Arc::new(Service::new(line.id.clone(), events, done.clone()));

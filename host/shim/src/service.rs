@@ -30,6 +30,9 @@ use crate::process::Process;
 use crate::specification::{self, Kind};
 use crate::streams::Paths;
 
+/// The signal that is none: it asks whether a process lives (kill(2)).
+const LIVENESS: u32 = 0;
+
 /// The API of one pod.
 pub(crate) struct Service {
     /// The sandbox's id.
@@ -78,7 +81,7 @@ impl Service {
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Error> {
         let bundle = PathBuf::from(&request.bundle);
         let spec = specification::read(&bundle)?;
-        let role = specification::role(&spec)?;
+        let role = specification::role(&spec, &request.id)?;
         let paths = Paths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -100,7 +103,9 @@ impl Service {
             }
             Kind::Container => {
                 let pod = self.pod().await?;
-                pod.create(task, &spec).await?;
+                let mut options = request.rootfs.iter().map(|mount| mount.options.as_slice());
+                let image = options.find_map(|options| specification::left_to_the_guest(options).transpose());
+                pod.create(task, &spec, image.transpose()?.as_deref()).await?;
                 pod.number(&request.id)
             }
         };
@@ -152,7 +157,9 @@ impl Service {
         let pid = pod.number(&id);
         let exit = if self.is_pod(&id) {
             pod.stop(9);
-            pod.sandbox.wait().await
+            let exit = pod.sandbox.wait().await;
+            pod.deleted();
+            exit
         } else {
             let container = pod.container(&id)?;
             match exec.as_str() {
@@ -181,15 +188,22 @@ impl Service {
 
     async fn kill_task(&self, request: KillRequest) -> Result<(), Error> {
         let (pod, process) = self.process(&request.id, &request.exec_id).await?;
-        if process.exit().is_some() {
-            return Err(Error::NotFound(format!("running process in {}: it has ended", request.id)));
+        match (request.signal, process.exit()) {
+            (LIVENESS, None) => return Ok(()),
+            (LIVENESS, Some(_)) => {
+                return Err(Error::NotFound(format!("running process in {}: it has ended", request.id)));
+            }
+            // Whoever wants its end has it. CRI-O takes any other answer for a failure to stop it.
+            (_, Some(_)) => return Ok(()),
+            (_, None) => {}
         }
         if self.is_pod(&request.id) {
             pod.stop(request.signal);
             return Ok(());
         }
         let exec = Some(request.exec_id).filter(|exec| !exec.is_empty());
-        pod.signal(ProcessRef { container: request.id, exec }, request.signal, request.all).await
+        let reference = ProcessRef { container: request.id, exec };
+        pod.signal(reference, process, request.signal, request.all).await
     }
 
     async fn state_of(&self, request: StateRequest) -> Result<StateResponse, Error> {
@@ -268,13 +282,9 @@ impl Service {
         }
     }
 
-    /// containerd asks after each container; the last one to go ends the shim.
+    /// Engines ask after each container, in any order; the last one to be deleted ends the shim.
     async fn shut_down(&self, request: &ShutdownRequest) {
-        let pod = self.pod.read().await.clone();
-        let busy = pod.as_ref().is_some_and(|pod| {
-            pod.sandbox.exit().is_none()
-                || pod.containers().iter().any(|container| container.process.exit().is_none())
-        });
+        let busy = self.pod.read().await.as_ref().is_some_and(|pod| pod.is_known());
         if request.now || !busy {
             self.end().await;
             self.done.notify_one();

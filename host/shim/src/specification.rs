@@ -5,18 +5,21 @@
 
 mod annotations;
 mod disks;
+mod images;
 mod mounts;
 mod resources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use sealpod_agent_protocol::{CreateContainer, Dns, ExecProcess, Resources};
 
 pub(crate) use annotations::{Kind, Role};
+pub(crate) use images::left_to_the_guest;
 pub(crate) use mounts::{HostFolder, Volume};
 
+use annotations::Annotations;
 use mounts::Mounts;
 
 /// The user id under which the snapshotter lists the user whom an image names: containerd looks names up on the
@@ -58,6 +61,8 @@ pub(crate) enum Error {
     Disk { path: PathBuf, source: std::io::Error },
     #[error("annotation {name}: {problem}")]
     Annotation { name: &'static str, problem: String },
+    #[error("the root file system's option {option} cannot be read: {problem}")]
+    Root { option: &'static str, problem: String },
 }
 
 fn refused(what: impl Into<String>, why: &'static str) -> Error {
@@ -74,9 +79,9 @@ pub(crate) fn read(bundle: &Path) -> Result<Spec, Error> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Whether this is a pod's sandbox or one of its containers.
-pub(crate) fn role(spec: &Spec) -> Result<Role, Error> {
-    annotations::role(&annotations::of(spec))
+/// Whether the container with an id is a pod's sandbox, or in which one it is.
+pub(crate) fn role(spec: &Spec, id: &str) -> Result<Role, Error> {
+    Annotations::of(spec).role(id)
 }
 
 /// What a pod's sandbox is to be.
@@ -98,19 +103,24 @@ pub(crate) struct PodSpecification {
 
 /// Reads a sandbox's specification.
 pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
-    let annotations = annotations::of(spec);
+    let annotations = Annotations::of(spec);
     let linux = linux(spec)?;
-    let namespace = |kind: LinuxNamespaceType| {
-        linux.namespaces().iter().flatten().find(move |namespace| namespace.typ() == kind)
+    // containerd leaves out what is to be the host's; CRI-O names the host's.
+    let namespace = |kind, own: &str| {
+        namespace(linux, kind)
+            .filter(|namespace| !namespace.path().as_ref().is_some_and(|path| is_same(path, own.as_ref())))
     };
-    let network = namespace(LinuxNamespaceType::Network).ok_or_else(|| {
+    let network = namespace(LinuxNamespaceType::Network, "/proc/self/ns/net").ok_or_else(|| {
         refused(
             "hostNetwork",
             "a confidential pod cannot share the network of a machine that it does not trust",
         )
     })?;
-    for (kind, what) in [(LinuxNamespaceType::Pid, "hostPID"), (LinuxNamespaceType::Ipc, "hostIPC")] {
-        if namespace(kind).is_none() {
+    for (kind, own, what) in [
+        (LinuxNamespaceType::Pid, "/proc/self/ns/pid", "hostPID"),
+        (LinuxNamespaceType::Ipc, "/proc/self/ns/ipc", "hostIPC"),
+    ] {
+        if namespace(kind, own).is_none() {
             return Err(refused(
                 what,
                 "a confidential pod runs in a VM, which shares nothing with the host's processes",
@@ -119,20 +129,36 @@ pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
     }
     refuse_common(spec, linux)?;
     let mounts = Mounts::read(spec)?;
-    let (memory_bytes, cpus) = annotations::size(&annotations);
+    let (memory_bytes, cpus) = annotations.size();
     Ok(PodSpecification {
         hostname: spec.hostname().clone().unwrap_or_default(),
         network_namespace: network
             .path()
             .clone()
             .ok_or(Error::Missing("path of the pod's network namespace"))?,
-        init_data: annotations::init_data(&annotations)?,
+        init_data: annotations.init_data()?,
         dns: mounts.dns()?,
         sysctls: linux.sysctl().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect(),
         memory_bytes,
         cpus,
         cgroup: linux.cgroups_path().clone(),
     })
+}
+
+/// Refuses a container that is not in its pod's network namespace, which `path`, or that of the pod's process, is.
+///
+/// Annotations alone do not say whose a container is: CRI-O adds a pod's own to its sandbox last. Namespaces are the engine's
+/// word.
+pub(crate) fn belongs(spec: &Spec, path: &Path, process: u32) -> Result<(), Error> {
+    let own = namespace(linux(spec)?, LinuxNamespaceType::Network).and_then(|own| own.path().as_deref());
+    let pods = PathBuf::from(format!("/proc/{process}/ns/net"));
+    match own.is_some_and(|own| own == pods || is_same(own, path)) {
+        true => Ok(()),
+        false => Err(refused(
+            "a container outside its pod's network namespace",
+            "it is another pod's; annotations of a container engine are not for a pod's author",
+        )),
+    }
 }
 
 /// What a container is to be, and which of its volumes lie on the host.
@@ -144,9 +170,14 @@ pub(crate) struct ContainerSpecification {
     pub(crate) shares_processes_of: Option<u32>,
 }
 
-/// Reads a container's specification.
-pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerSpecification, Error> {
-    let annotations = annotations::of(spec);
+/// Reads a container's specification. `image` is that which its engine has left to the guest, if it says so beside.
+pub(crate) fn container(
+    id: &str,
+    spec: &Spec,
+    image: Option<&str>,
+    stdin: bool,
+) -> Result<ContainerSpecification, Error> {
+    let annotations = Annotations::of(spec);
     let linux = linux(spec)?;
     let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
     refuse_common(spec, linux)?;
@@ -160,8 +191,8 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
     let mounts = Mounts::read(spec)?;
     let request = CreateContainer {
         id: id.into(),
-        name: annotations::container_name(&annotations),
-        image: annotations::image(&annotations)?,
+        name: annotations.container_name(),
+        image: annotations.image(image)?,
         command: Some(process.args().clone().unwrap_or_default()),
         arguments: None,
         environment: environment(process),
@@ -186,8 +217,15 @@ pub(crate) fn container(id: &str, spec: &Spec, stdin: bool) -> Result<ContainerS
     Ok(ContainerSpecification { request, volumes, shares_processes_of })
 }
 
-/// Reads what an exec is to be: an OCI process in JSON.
-pub(crate) fn exec(container: &str, id: &str, json: &[u8], stdin: bool) -> Result<ExecProcess, Error> {
+/// Reads what an exec is to be: an OCI process in JSON, which under CRI-O is the container's but for the words. So
+/// whether it has a terminal is asked for beside.
+pub(crate) fn exec(
+    container: &str,
+    id: &str,
+    json: &[u8],
+    terminal: bool,
+    stdin: bool,
+) -> Result<ExecProcess, Error> {
     let process: Process = serde_json::from_slice(json)?;
     Ok(ExecProcess {
         container: container.into(),
@@ -197,7 +235,7 @@ pub(crate) fn exec(container: &str, id: &str, json: &[u8], stdin: bool) -> Resul
         environment: BTreeMap::new(),
         user: None,
         working_directory: None,
-        terminal: process.terminal().unwrap_or_default(),
+        terminal,
         stdin,
     })
 }
@@ -209,6 +247,17 @@ pub(crate) fn update(json: &[u8]) -> Result<Resources, Error> {
 
 fn linux(spec: &Spec) -> Result<&Linux, Error> {
     spec.linux().as_ref().ok_or(Error::Missing("linux section"))
+}
+
+fn namespace(linux: &Linux, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+    linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == kind)
+}
+
+/// Whether two files are one, as those of a namespace are wherever they are bound.
+fn is_same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 /// What neither a pod nor a container can have.
@@ -246,9 +295,7 @@ fn refuse_common(spec: &Spec, linux: &Linux) -> Result<(), Error> {
 /// Whose process namespace a container is to share. Engines name it by the number that they have for its process: the
 /// pod's (`shareProcessNamespace`), or that of an ephemeral container's target.
 fn shared_processes(linux: &Linux) -> Result<Option<u32>, Error> {
-    let pid =
-        linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == LinuxNamespaceType::Pid);
-    let namespace = pid.ok_or_else(|| {
+    let namespace = namespace(linux, LinuxNamespaceType::Pid).ok_or_else(|| {
         refused("hostPID", "a confidential pod runs in a VM, which shares nothing with the host's processes")
     })?;
     let Some(path) = namespace.path() else { return Ok(None) };

@@ -31,7 +31,9 @@ pub(crate) fn inventory() -> Vec<String> {
     for folder in ["/run/sealpod", "/run/netns", "/sys/class/net"] {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         found.extend(
-            entries.map(|entry| entry.path().display().to_string()).filter(|path| !path.ends_with("/cni")),
+            entries
+                .map(|entry| entry.path().display().to_string())
+                .filter(|path| !path.ends_with("/cni") && !path.ends_with("/crio")),
         );
     }
     found.sort();
@@ -40,29 +42,34 @@ pub(crate) fn inventory() -> Vec<String> {
 
 /// Waits until the inventory is what it was: nothing more, and nothing less.
 pub(crate) async fn nothing_is_left(node: &Node, before: &[String]) {
+    nothing_is_left_by(|| node.log(), before).await;
+}
+
+/// The same of an engine that has a log.
+pub(crate) async fn nothing_is_left_by(log: impl Fn() -> String, before: &[String]) {
     let differences = || {
         let now = inventory();
         let more = now.iter().filter(|found| !before.contains(found)).cloned();
         let gone = before.iter().filter(|found| !now.contains(found));
         more.chain(gone.map(|found| format!("{found} (gone)"))).collect()
     };
-    becomes_empty(node, differences).await;
+    becomes_empty(log, differences).await;
 }
 
 /// Waits until the inventory has nothing new but what may stay.
 async fn nothing_is_left_but(node: &Node, before: &[String], may_stay: impl Fn(&Path) -> bool) {
     let is_new = |found: &String| !before.contains(found) && !may_stay(found.as_ref());
-    becomes_empty(node, || inventory().into_iter().filter(is_new).collect()).await;
+    becomes_empty(|| node.log(), || inventory().into_iter().filter(is_new).collect()).await;
 }
 
 /// Looks again and again: containerd's calls of the shim come and go.
-async fn becomes_empty(node: &Node, differences: impl Fn() -> Vec<String>) {
+async fn becomes_empty(log: impl Fn() -> String, differences: impl Fn() -> Vec<String>) {
     let in_time = tokio::time::timeout(Duration::from_secs(60), async {
         while !differences().is_empty() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    assert!(in_time.await.is_ok(), "{:?} are left\n{}", differences(), node.log());
+    assert!(in_time.await.is_ok(), "{:?} are left\n{}", differences(), log());
 }
 
 async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {

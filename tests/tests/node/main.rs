@@ -1,7 +1,8 @@
-//! Pods on a node: a stock containerd drives them by CRI as kubelet would, in namespaces that the tests make for
-//! themselves, so that nothing of it is seen outside or outlives them.
+//! Pods on a node: a stock containerd drives them by CRI as kubelet would, or the shim is called as CRI-O calls it, in
+//! namespaces that the tests make for themselves, so that nothing of it is seen outside or outlives them.
 
 mod containers;
+mod crio;
 mod disks;
 mod failures;
 mod hostile;
@@ -35,10 +36,11 @@ macro_rules! trials {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    if !arguments.list
-        && let Some(code) = namespaces::enter(End::Killed)
-    {
-        return code;
+    if !arguments.list {
+        network::grpc_server();
+        if let Some(code) = namespaces::enter(End::Killed) {
+            return code;
+        }
     }
     // Pods share the machine's two processors; one after the other they are not slower, and easier to follow.
     arguments.test_threads = Some(1);
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(world, network:
         a_pod_is_reached_by_its_address_and_reaches_others,
+        a_grpc_probe_is_answered,
         a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give,
     ));
     trials.extend(trials!(world, containers:
@@ -86,6 +89,15 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, versions:
         containerd_1_7_runs_pods,
         containerd_2_runs_pods,
+    ));
+    trials.extend(trials!(world, crio:
+        runs_a_pod,
+        execs,
+        asks_whether_a_container_lives,
+        notes_that_a_container_was_out_of_memory,
+        cannot_give_the_hosts_network,
+        pods_cannot_name_another_pod,
+        leaves_images_to_the_guest,
     ));
     trials.extend(trials!(world, failures:
         pods_outlive_containerd,

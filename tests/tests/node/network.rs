@@ -1,12 +1,14 @@
 //! The network that CNI gave a pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sealpod_tests::Node;
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{RUNTIME, cri, map};
+use sealpod_tests::{ImageOptions, Node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
 
 use crate::world::World;
 
@@ -97,6 +99,71 @@ pub(crate) async fn a_pod_is_reached_by_its_address_and_reaches_others(world: &W
     let (status, lines) = node.run(&pod, node.container_config("client", &world.image(), &script)).await;
     assert_eq!(status.exit_code, 0, "{lines:?}");
     assert_eq!(lines.last().unwrap().text, "reached");
+}
+
+/// `grpc.health.v1.HealthCheckRequest`: of all that a server has, if it names no service.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `SERVING` of `grpc.health.v1.HealthCheckResponse.ServingStatus`.
+const SERVING: i32 = 1;
+
+/// Asks as kubelet does, from the node, by the gRPC Health Checking Protocol.
+async fn health(address: &str, port: u16) -> Option<i32> {
+    let channel = Endpoint::from_shared(format!("http://{address}:{port}")).unwrap().connect().await.ok()?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.ok()?;
+    let check = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let request = tonic::Request::new(HealthCheckRequest::default());
+    let codec = tonic_prost::ProstCodec::<_, HealthCheckResponse>::default();
+    Some(client.unary(request, check, codec).await.ok()?.into_inner().status)
+}
+
+/// A program that answers such probes. Fetched where there still is a network.
+pub(crate) fn grpc_server() -> PathBuf {
+    let cache = sealpod_tests::repository().join("target/test-packages");
+    sealpod_guest_image::debian::file("etcd-server", "usr/bin/etcd", &cache).expect("etcd comes from Debian")
+}
+
+pub(crate) async fn a_grpc_probe_is_answered(world: &World) {
+    let etcd = world.owner().root("etcd");
+    let copy = |from: &Path, to: &str| {
+        let to = etcd.join(to);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(from, to).unwrap();
+    };
+    copy(&grpc_server(), "bin/etcd");
+    // What it is linked with, which is what everything here is.
+    for library in ["ld-linux-x86-64.so.2", "libc.so.6"] {
+        copy(&Path::new("/lib/x86_64-linux-gnu").join(library), &format!("lib64/{library}"));
+    }
+    let image = world.owner().publish("guest/etcd", &etcd, &ImageOptions::default());
+    let node = world.node().await;
+    node.pull(&image).await;
+    let pod = world.pod(&node).await;
+    let address = node.address(&pod).await;
+    assert_eq!(health(&address, 2379).await, None, "nothing serves yet");
+    let script = format!(
+        "LD_LIBRARY_PATH=/lib64 exec etcd --data-dir /tmp/etcd --listen-client-urls http://0.0.0.0:2379 \
+         --advertise-client-urls http://{address}:2379"
+    );
+    let server = node.spawn(&pod, node.container_config("etcd", &image, &script)).await;
+    let serving = async || health(&address, 2379).await.filter(|status| *status == SERVING);
+    node.until("etcd says that it serves", serving).await;
+    node.runtime()
+        .stop_container(cri::StopContainerRequest { container_id: server, timeout: 10 })
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give(world: &World) {

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{Containerd, NodePod, RUNTIME};
+use sealpod_tests::node::{Containerd, Crio, CrioPod, NodePod, RUNTIME};
 use sealpod_tests::{ImageOptions, InitData, Node, Owner};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -38,6 +38,8 @@ pub(crate) struct World {
     owner: OnceLock<Owner>,
     node: OnceCell<Mutex<Node>>,
     pod: OnceCell<NodePod>,
+    crio: OnceLock<Crio>,
+    crio_pod: OnceCell<CrioPod>,
     image: OnceLock<String>,
     pause: OnceLock<String>,
 }
@@ -50,6 +52,8 @@ impl Default for World {
             owner: OnceLock::new(),
             node: OnceCell::new(),
             pod: OnceCell::new(),
+            crio: OnceLock::new(),
+            crio_pod: OnceCell::new(),
             image: OnceLock::new(),
             pause: OnceLock::new(),
         }
@@ -101,6 +105,14 @@ impl World {
         self.image.get_or_init(publish).clone()
     }
 
+    /// The digest of that image's manifest.
+    pub(crate) fn digest(&self) -> String {
+        self.image();
+        let index = self.owner().path("images/guest/tools-encrypted/index.json");
+        let index: serde_json::Value = serde_json::from_slice(&std::fs::read(index).unwrap()).unwrap();
+        index["manifests"][0]["digest"].as_str().unwrap().to_owned()
+    }
+
     /// Init data under which most is allowed.
     pub(crate) fn init_data(&self) -> String {
         self.owner().init_data(&InitData { agent_policy: Some(AGENT_POLICY), ..InitData::default() })
@@ -120,14 +132,29 @@ impl World {
         self.pod.get_or_init(|| start).await.clone()
     }
 
+    /// A node's other engine.
+    pub(crate) fn crio(&self) -> &Crio {
+        let owner = self.owner();
+        self.crio.get_or_init(|| Crio::new(&owner.path("crio"), &owner.path("tpm-authority")))
+    }
+
+    /// The pod of that engine which most tests of it share.
+    pub(crate) async fn crio_pod(&self) -> &CrioPod {
+        let start = async { self.crio().run_pod(&self.init_data()).await };
+        self.crio_pod.get_or_init(|| start).await
+    }
+
     /// Ends what was started.
     pub(crate) fn end(self) {
-        let Self { runtime, owner, node, pod, .. } = self;
+        let Self { runtime, owner, node, pod, crio, crio_pod, .. } = self;
         runtime.block_on(async {
+            if let (Some(crio), Some(pod)) = (crio.get(), crio_pod.into_inner()) {
+                crio.remove_pod(pod, Vec::new()).await;
+            }
             if let (Some(node), Some(pod)) = (node.get(), pod.get()) {
                 node.lock().await.remove(pod).await;
             }
         });
-        drop((node, owner));
+        drop((node, crio, owner));
     }
 }

@@ -11,6 +11,9 @@ use super::{Error, disks, refused};
 /// What every container has, and the guest makes itself.
 const OWN: [&str; 8] =
     ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/etc/hostname"];
+/// What CRI-O puts into each container, or its administrator by it: the guest has its own, or has no use for it.
+const CRIOS: [&str; 5] =
+    ["/run/.containerenv", "/run/secrets", "/etc/passwd", "/etc/group", "/etc/localtime"];
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The most that is read of a file of the host's.
@@ -55,6 +58,13 @@ impl Mounts {
                 RESOLV_CONF => mounts.resolv_conf = Some(source),
                 own if OWN.contains(&own) => {}
                 _ if is_image_volume(&source) => {}
+                crios if CRIOS.contains(&crios) && is_crios(&source) => {}
+                _ if mount.typ().as_deref() == Some("tmpfs") => {
+                    return Err(refused(
+                        format!("the tmpfs at {destination:?}"),
+                        "an engine adds it for a read-only root or systemd; give an emptyDir volume, or turn that off",
+                    ));
+                }
                 _ => mounts.volumes.push(volume(
                     &destination,
                     &source,
@@ -105,8 +115,18 @@ fn read_text(path: &Path) -> Result<String, Error> {
 fn is_image_volume(source: &Path) -> bool {
     let words: Vec<_> = source.iter().collect();
     words.windows(4).any(|words| {
-        words[0] == "io.containerd.grpc.v1.cri" && words[1] == "containers" && words[3] == "volumes"
+        let containerds =
+            words[0] == "io.containerd.grpc.v1.cri" && words[1] == "containers" && words[3] == "volumes";
+        let crios = words[0] == "overlay-containers" && words[2] == "userdata" && words[3] == "mounts";
+        containerds || crios
     })
+}
+
+/// Whether a source lies in the folder that CRI-O has for each container. What it is at, a pod's author may say too;
+/// where CRI-O keeps its files, only CRI-O.
+fn is_crios(source: &Path) -> bool {
+    let words: Vec<_> = source.iter().collect();
+    words.windows(4).any(|words| words[0] == "overlay-containers" && words[2] == "userdata")
 }
 
 /// kubelet keeps a pod's files at `…/pods/<uid>/…`: what follows says what a source is.
@@ -252,6 +272,9 @@ mod tests {
         assert!(is_image_volume(Path::new(&format!("{cri}/containers/4f2a/volumes/9e1b"))));
         assert!(!is_image_volume(Path::new(&format!("{cri}/sandboxes/4f2a/hostname"))));
         assert!(!is_image_volume(Path::new("/etc")));
+        let crio = "/run/containers/storage/overlay-containers/4f2a/userdata";
+        assert!(is_image_volume(Path::new(&format!("{crio}/mounts/9e1b"))));
+        assert!(!is_image_volume(Path::new(&format!("{crio}/hostname"))));
     }
 
     #[test]

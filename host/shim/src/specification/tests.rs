@@ -1,4 +1,6 @@
-//! Whole specifications, as containerd 1.6 writes them, and the same with one thing changed.
+//! Whole specifications, as containerd 1.6 and CRI-O write them, and the same with one thing changed.
+
+mod crio;
 
 use serde_json::{Value, json};
 
@@ -99,13 +101,13 @@ fn changed(mut json: Value, pointer: &str, value: Value) -> Spec {
 }
 
 fn request_of(json: &Value) -> CreateContainer {
-    container("9e1b", &spec(json), false).unwrap().request
+    container("9e1b", &spec(json), None, false).unwrap().request
 }
 
 #[test]
 fn a_sandbox_is_a_vm_with_the_pods_names_network_and_size() {
     let spec = spec(&sandbox());
-    assert_eq!(role(&spec).unwrap(), Role { kind: Kind::Sandbox, sandbox: "4f2a".into() });
+    assert_eq!(role(&spec, "4f2a").unwrap(), Role { kind: Kind::Sandbox, sandbox: "4f2a".into() });
     let expected = PodSpecification {
         hostname: "web-0".into(),
         network_namespace: "/var/run/netns/cni-1".into(),
@@ -227,7 +229,7 @@ fn what_a_container_cannot_have_is_refused_by_name() {
         ("/mounts", json!([{"destination": "/host", "type": "bind", "source": "/etc"}]), "hostPath /etc"),
         ("/linux/namespaces", json!([{"type": "mount"}]), "hostPID"),
     ] {
-        let error = container("9e1b", &changed(main_container(), pointer, value), false);
+        let error = container("9e1b", &changed(main_container(), pointer, value), None, false);
         let refusal = error.unwrap_err().to_string();
         assert!(refusal.contains(name) && refusal.contains(" is refused: "), "{refusal}");
     }
@@ -236,7 +238,7 @@ fn what_a_container_cannot_have_is_refused_by_name() {
 #[test]
 fn a_container_shares_the_processes_of_who_has_the_number() {
     let with = |namespace: Value| {
-        container("9e1b", &changed(main_container(), "/linux/namespaces", json!([namespace])), false)
+        container("9e1b", &changed(main_container(), "/linux/namespaces", json!([namespace])), None, false)
     };
     assert_eq!(with(json!({"type": "pid"})).unwrap().shares_processes_of, None);
     let shared = with(json!({"type": "pid", "path": "/proc/4711/ns/pid"}));
@@ -252,7 +254,7 @@ fn a_container_shares_the_processes_of_who_has_the_number() {
 #[test]
 fn what_is_missing_is_said() {
     for (pointer, word) in [("/process", "process"), ("/linux", "linux"), ("/annotations", "image's name")] {
-        let error = container("9e1b", &changed(main_container(), pointer, Value::Null), false);
+        let error = container("9e1b", &changed(main_container(), pointer, Value::Null), None, false);
         let text = error.unwrap_err().to_string();
         assert!(text.contains(word), "{text}");
     }
@@ -265,13 +267,13 @@ fn what_is_missing_is_said() {
 #[test]
 fn an_exec_has_its_words_and_streams_and_what_the_guest_knows_is_left_to_it() {
     let process = json!({
-        "terminal": true,
+        "terminal": false,
         "user": {"uid": 1000, "gid": 0},
         "args": ["/bin/sh", "-c", "id"],
         "env": ["PATH=/bin"],
         "cwd": "/srv"
     });
-    let request = exec("9e1b", "probe", process.to_string().as_bytes(), true).unwrap();
+    let request = exec("9e1b", "probe", process.to_string().as_bytes(), true, true).unwrap();
     let expected = ExecProcess {
         container: "9e1b".into(),
         exec: "probe".into(),
@@ -281,5 +283,5 @@ fn an_exec_has_its_words_and_streams_and_what_the_guest_knows_is_left_to_it() {
         ..ExecProcess::default()
     };
     assert_eq!(request, expected);
-    assert!(exec("9e1b", "probe", b"{", false).is_err());
+    assert!(exec("9e1b", "probe", b"{", false, false).is_err());
 }
