@@ -47,7 +47,7 @@ pub(crate) fn unload(places: &Places) -> Result<(), Error> {
     run(Command::new(program(places, "semodule")?).args(["-r", MODULE])).map(drop)
 }
 
-/// Gives our files, and those that we edit, the labels that the policy has for them.
+/// Gives our files, those that we edit, and the TPM's manufacturer the labels that the policy has for them.
 pub(crate) fn label(places: &Places) -> Result<(), Error> {
     let folder = |path: &PathBuf| path.parent().map(Path::to_owned);
     let paths = [
@@ -58,6 +58,7 @@ pub(crate) fn label(places: &Places) -> Result<(), Error> {
         Some(places.units.join(crate::unit::NAME)),
         folder(&places.containerd),
         Some(crate::crio::path(places)),
+        places.program("swtpm_setup"),
     ];
     let there = paths.into_iter().flatten().filter(|path| path.exists());
     run(Command::new(program(places, "restorecon")?).arg("-RF").args(there)).map(drop)

@@ -290,7 +290,7 @@ fn the_policy_module_is_loaded_once_where_selinux_is_on() {
     assert!(said.contains("SELinux is off: its policy module is not loaded"), "{said}");
 
     node.write("selinux/enforce", "1");
-    for program in ["semodule", "restorecon"] {
+    for program in ["semodule", "restorecon", "swtpm_setup"] {
         node.program(&format!("bin/{program}"), &format!("#!/bin/sh\necho {program} $* >> @/calls\n"));
         node.options.places.programs.push(node.path("bin").join(program));
     }
@@ -304,6 +304,7 @@ fn the_policy_module_is_loaded_once_where_selinux_is_on() {
     let made = calls(&node);
     assert!(made.starts_with(loads), "{made}");
     assert!(made.contains("restorecon -RF @/opt/sealpod @/etc/sealpod "), "{made}");
+    assert!(made.ends_with(" @/bin/swtpm_setup\n"), "{made}");
     node.install().unwrap();
     assert!(!calls(&node).contains("semodule"));
     node.write("from/selinux/sealpod.pp", "newer");

@@ -83,8 +83,14 @@ fn address_of(bundle: &Path, id: &str, sandbox: &str) -> Result<String, Error> {
     let own = words.iter_mut().rev().find(|word| **word == id).filter(|_| plain);
     *own.ok_or_else(|| Error::Invalid(format!("{sandbox:?} is no sandbox's id")))? = sandbox.as_ref();
     let file = words.into_iter().collect::<PathBuf>().join(ADDRESS);
-    std::fs::read_to_string(&file)
-        .map_err(Error::io(format!("the pod's shim cannot be found by {}", file.display())))
+    let address = std::fs::read_to_string(&file)
+        .map_err(Error::io(format!("the pod's shim cannot be found by {}", file.display())))?;
+    // Another runtime's shim would not ask whether the container is of its pod.
+    let ours = format!("{UNIX}{RUNTIME_FOLDER}/");
+    match address.starts_with(&ours) {
+        true => Ok(address),
+        false => Err(Error::Invalid(format!("the pod {sandbox:?} is another runtime's"))),
+    }
 }
 
 /// Starts the process that serves, and waits until it does.
@@ -131,6 +137,9 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), Error> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(Error::io(format!("cannot make {}", folder.display())))
 }
+
+/// What the address of a socket with a path begins with.
+pub(crate) const UNIX: &str = "unix://";
 
 /// Where the shim of a pod listens. The process's id makes it new each time.
 pub(crate) fn socket(id: &str) -> PathBuf {
@@ -181,12 +190,14 @@ mod tests {
             for id in ["pod", "web"] {
                 std::fs::create_dir_all(bundle(id)).unwrap();
             }
-            std::fs::write(bundle("pod").join(ADDRESS), "unix:///run/x").unwrap();
-            assert_eq!(address_of(&bundle("web"), "web", "pod").unwrap(), "unix:///run/x");
+            std::fs::write(bundle("pod").join(ADDRESS), "unix:///run/sealpod/7-pod").unwrap();
+            assert_eq!(address_of(&bundle("web"), "web", "pod").unwrap(), "unix:///run/sealpod/7-pod");
             for sandbox in ["", "..", "../pod", "gone"] {
                 assert!(address_of(&bundle("web"), "web", sandbox).is_err(), "{sandbox:?}");
             }
             assert!(address_of(&bundle("web"), "other", "pod").is_err());
+            std::fs::write(bundle("pod").join(ADDRESS), "unix:///run/vc/7-pod").unwrap();
+            assert!(address_of(&bundle("web"), "web", "pod").is_err(), "another runtime's");
         }
     }
 

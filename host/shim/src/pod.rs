@@ -165,6 +165,12 @@ impl Pod {
         self.deleted.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the VM, or a container in it, has not ended.
+    pub(crate) fn runs(&self) -> bool {
+        let containers = self.containers();
+        self.sandbox.exit().is_none() || containers.iter().any(|known| known.process.exit().is_none())
+    }
+
     /// Whether the engine has the sandbox, or a container, that it has not deleted.
     pub(crate) fn is_known(&self) -> bool {
         !self.deleted.load(Ordering::Relaxed) || !self.containers().is_empty()
@@ -229,11 +235,12 @@ impl Pod {
     pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
         let reference = ProcessRef { container: container.id.clone(), exec: None };
         let process = &container.process;
+        let starting = process.starts()?;
         let outputs =
             streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
         let name = ContainerRef { container: container.id.clone() };
         self.agent.call(Request::StartContainer(name)).await?;
-        process.started();
+        starting.done();
         self.follow(reference, container.id.clone(), process.clone(), outputs);
         Ok(())
     }
@@ -261,6 +268,7 @@ impl Pod {
     pub(crate) async fn start_exec(self: &Arc<Self>, container: &Container, id: &str) -> Result<(), Error> {
         let exec = container.exec(id)?;
         let process = &exec.process;
+        let starting = process.starts()?;
         let reference = ProcessRef { container: container.id.clone(), exec: Some(id.into()) };
         let started = self.agent.call(Request::ExecProcess(Box::new(exec.request.clone()))).await;
         if let Err(error) = started {
@@ -269,7 +277,7 @@ impl Pod {
         }
         let outputs =
             streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
-        process.started();
+        starting.done();
         self.follow(reference, container.id.clone(), process.clone(), outputs);
         Ok(())
     }
@@ -341,11 +349,11 @@ impl Pod {
             u8::try_from(signal).map_err(|_| Error::Invalid(format!("there is no signal {signal}")))?;
         let send = SignalProcess { process: reference.clone(), signal, all };
         match self.agent.call(Request::SignalProcess(send)).await.map_err(Error::from) {
-            Err(error) if !error.is_gone() => return Err(error),
+            Err(error) if !error.is_gone() || process.is_starting() => return Err(error),
             _ => {}
         }
         // Nobody waits for one that was not started, or could not be.
-        if process.status() == Status::CREATED {
+        if !process.is_starting() && process.status() == Status::CREATED {
             let container = reference.container.clone();
             self.follow(reference, container, process, Outputs::default());
         }

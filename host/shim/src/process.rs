@@ -9,6 +9,7 @@ use containerd_shim_protos::types::task::Status;
 use sealpod_agent_protocol::ExitStatus;
 use tokio::sync::{Notify, watch};
 
+use crate::error::Error;
 use crate::streams::Paths;
 
 /// 128 + SIGKILL: what is said of a process whose end nobody saw.
@@ -59,6 +60,7 @@ pub(crate) struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Created,
+    Starting,
     Running,
     Paused,
 }
@@ -76,6 +78,20 @@ impl Process {
 
     pub(crate) fn started(&self) {
         self.set(Phase::Running);
+    }
+
+    /// Begins to start it, if it has not ended before.
+    pub(crate) fn starts(&self) -> Result<Starting<'_>, Error> {
+        if self.exit().is_some() {
+            return Err(Error::NotFound("process to start: it was killed before".into()));
+        }
+        self.set(Phase::Starting);
+        Ok(Starting(self))
+    }
+
+    /// Whether it is being started, so that the guest may not know it yet and will in a moment.
+    pub(crate) fn is_starting(&self) -> bool {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) == Phase::Starting
     }
 
     pub(crate) fn paused(&self, paused: bool) {
@@ -109,9 +125,27 @@ impl Process {
     pub(crate) fn status(&self) -> Status {
         match (self.exit.borrow().is_some(), *self.phase.lock().unwrap_or_else(PoisonError::into_inner)) {
             (true, _) => Status::STOPPED,
-            (false, Phase::Created) => Status::CREATED,
+            (false, Phase::Created | Phase::Starting) => Status::CREATED,
             (false, Phase::Running) => Status::RUNNING,
             (false, Phase::Paused) => Status::PAUSED,
+        }
+    }
+}
+
+/// A process that is being started. Where this is dropped before it is done, it was not.
+#[derive(Debug)]
+pub(crate) struct Starting<'a>(&'a Process);
+
+impl Starting<'_> {
+    pub(crate) fn done(self) {
+        self.0.started();
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        if self.0.is_starting() {
+            self.0.set(Phase::Created);
         }
     }
 }
@@ -133,5 +167,19 @@ mod tests {
         assert_eq!(process.status(), Status::STOPPED);
         let time = exit.timestamp();
         assert_eq!((time.seconds, time.nanos), (1, 500_000_000));
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_it_created_and_one_that_has_ended_does_not_start() {
+        let process = Process::new(Paths::default());
+        let starting = process.starts().unwrap();
+        assert!(process.is_starting());
+        assert_eq!(process.status(), Status::CREATED);
+        drop(starting);
+        assert!(!process.is_starting());
+        process.starts().unwrap().done();
+        assert_eq!(process.status(), Status::RUNNING);
+        process.ended(Exit::now(KILLED));
+        assert!(process.starts().is_err());
     }
 }

@@ -55,7 +55,7 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let done = Arc::new(Notify::new());
     let service = Arc::new(Service::new(line.id.clone(), events, done.clone()));
     let socket = launch::socket(&line.id);
-    let address = format!("unix://{}", socket.display());
+    let address = format!("{}{}", launch::UNIX, socket.display());
     let mut server = Server::new().bind(&address)?.register_service(bootstrap::services(&service));
     server.start().await?;
     announce(&address)?;
@@ -63,7 +63,7 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     tokio::select! {
         () = done.notified() => {}
         () = forsaken(&service) => {
-            tracing::warn!("containerd has forgotten the pod, and nobody else would end it");
+            tracing::warn!("the engine has forgotten the pod, and nobody else would end it");
             service.end().await;
         }
     }
@@ -77,7 +77,7 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until it is plain that containerd, or the `start` call, was killed while the pod started, and that no call will
+/// Waits until it is plain that the engine, or its `start` call, was killed while the pod started, and that no call will
 /// come: there is no pod although it is long due, or the bundle, which is this process's folder, is gone.
 async fn forsaken(service: &Service) {
     let mut missed = 0;

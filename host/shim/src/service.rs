@@ -282,9 +282,15 @@ impl Service {
         }
     }
 
-    /// Engines ask after each container, in any order; the last one to be deleted ends the shim.
+    /// CRI-O and older releases of containerd ask after each container, newer ones after the sandbox alone. That is the
+    /// last one for each, but CRI-O asks for containers, and has more to ask of them, when the VM has already ended.
     async fn shut_down(&self, request: &ShutdownRequest) {
-        let busy = self.pod.read().await.as_ref().is_some_and(|pod| pod.is_known());
+        let busy = match self.pod.read().await.as_ref() {
+            // Not of this pod, which begins.
+            None => !self.is_pod(&request.id),
+            Some(pod) if self.is_pod(&request.id) => pod.runs(),
+            Some(pod) => pod.is_known(),
+        };
         if request.now || !busy {
             self.end().await;
             self.done.notify_one();

@@ -66,7 +66,7 @@ pub(crate) async fn execs(world: &World) {
         process["terminal"] = terminal.into();
         let plain = container.exec(&process, "cat; echo err >&2; exit 5", false, Some("typed")).await;
         assert_eq!(plain.unwrap(), Ended { code: 5, stdout: "typed".into(), stderr: "err\n".into() });
-        let script = "until stty size | grep '^11 77$'; do sleep 0.1; done; echo err >&2";
+        let script = "until stty size 2>/dev/null | grep '^11 77$'; do sleep 0.1; done; echo err >&2";
         let on_terminal = container.exec(&process, script, true, None).await.unwrap();
         let expected = Ended { code: 0, stdout: "11 77\r\nerr\r\n".into(), stderr: String::new() };
         assert_eq!(on_terminal, expected);

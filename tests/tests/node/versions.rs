@@ -3,6 +3,7 @@
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{Containerd, RUNTIME, cri};
 
+use crate::failures::{inventory, nothing_is_left};
 use crate::world::World;
 
 pub(crate) async fn containerd_1_7_runs_pods(world: &World) {
@@ -14,6 +15,7 @@ pub(crate) async fn containerd_2_runs_pods(world: &World) {
 }
 
 async fn runs_pods(world: &World, version: Containerd, folder: &str) {
+    let there = inventory();
     let mut node = world.start_node(version, folder);
     node.ready().await;
     let image = world.image();
@@ -51,4 +53,5 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     node.runtime().stop_container(stop).await.unwrap();
     assert_eq!(node.status(&id).await.exit_code, 137);
     node.remove(&pod).await;
+    nothing_is_left(&node, &there).await;
 }

@@ -14,6 +14,10 @@ const OWN: [&str; 8] =
 /// What CRI-O puts into each container, or its administrator by it: the guest has its own, or has no use for it.
 const CRIOS: [&str; 5] =
     ["/run/.containerenv", "/run/secrets", "/etc/passwd", "/etc/group", "/etc/localtime"];
+/// Where containerd keeps what it makes for pods.
+const CONTAINERD: &str = "io.containerd.grpc.v1.cri";
+/// The same of CRI-O, with its storage driver before it.
+const CRIO: &str = "*-containers";
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The most that is read of a file of the host's.
@@ -54,7 +58,7 @@ impl Mounts {
             let destination = mount.destination().to_string_lossy().into_owned();
             let source = mount.source().clone().unwrap_or_default();
             match destination.as_str() {
-                HOSTS => mounts.hosts = Some(source),
+                HOSTS if is_hosts(&source) => mounts.hosts = Some(source),
                 RESOLV_CONF => mounts.resolv_conf = Some(source),
                 own if OWN.contains(&own) => {}
                 _ if is_image_volume(&source) => {}
@@ -113,20 +117,29 @@ fn read_text(path: &Path) -> Result<String, Error> {
 /// Whether an engine made a folder for a `VOLUME` of the image, filled from the image's files: in the guest those are
 /// where the image has them, and live as long as the container, which is what such a volume is.
 fn is_image_volume(source: &Path) -> bool {
-    let words: Vec<_> = source.iter().collect();
-    words.windows(4).any(|words| {
-        let containerds =
-            words[0] == "io.containerd.grpc.v1.cri" && words[1] == "containers" && words[3] == "volumes";
-        let crios = words[0] == "overlay-containers" && words[2] == "userdata" && words[3] == "mounts";
-        containerds || crios
-    })
+    passes(source, &[CONTAINERD, "containers", "*", "volumes"])
+        || passes(source, &[CRIO, "*", "userdata", "mounts"])
+}
+
+/// Whether a hosts file is the one that kubelet wrote for the pod, or its engine. Any other would be read for whoever
+/// names it.
+fn is_hosts(source: &Path) -> bool {
+    passes(source, &["pods", "*", "etc-hosts"])
+        || passes(source, &[CONTAINERD, "sandboxes", "*", "hosts"])
+        || is_crios(source)
 }
 
 /// Whether a source lies in the folder that CRI-O has for each container. What it is at, a pod's author may say too;
 /// where CRI-O keeps its files, only CRI-O.
 fn is_crios(source: &Path) -> bool {
-    let words: Vec<_> = source.iter().collect();
-    words.windows(4).any(|words| words[0] == "overlay-containers" && words[2] == "userdata")
+    passes(source, &[CRIO, "*", "userdata", "*"])
+}
+
+/// Whether a path leads through folders of these names, each in the one before. `*` is any text, or begins a name.
+fn passes(path: &Path, names: &[&str]) -> bool {
+    let words: Vec<_> = path.iter().filter_map(|word| word.to_str()).collect();
+    let is = |word: &str, name: &str| name.strip_prefix('*').map_or(word == name, |end| word.ends_with(end));
+    words.windows(names.len()).any(|words| words.iter().zip(names).all(|(word, name)| is(word, name)))
 }
 
 /// kubelet keeps a pod's files at `…/pods/<uid>/…`: what follows says what a source is.
@@ -275,6 +288,20 @@ mod tests {
         let crio = "/run/containers/storage/overlay-containers/4f2a/userdata";
         assert!(is_image_volume(Path::new(&format!("{crio}/mounts/9e1b"))));
         assert!(!is_image_volume(Path::new(&format!("{crio}/hostname"))));
+    }
+
+    #[test]
+    fn a_hosts_file_is_kubelets_or_the_engines() {
+        for engines in [
+            &format!("{POD}/etc-hosts"),
+            "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/4f2a/hosts",
+            "/run/containers/storage/vfs-containers/4f2a/userdata/hosts",
+        ] {
+            assert!(is_hosts(Path::new(engines)), "{engines}");
+        }
+        for other in ["/proc/net/arp", "/root/.ssh/known_hosts", "/etc/hosts", "/pods/etc-hosts", ""] {
+            assert!(!is_hosts(Path::new(other)), "{other}");
+        }
     }
 
     #[test]
