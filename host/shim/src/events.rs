@@ -12,6 +12,8 @@ use containerd_shim_protos::ttrpc::context;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::launch::UNIX;
+
 /// The metadata under which containerd's ttrpc services look for the namespace.
 const NAMESPACE_HEADER: &str = "containerd-namespace-ttrpc";
 /// How many events wait while containerd is away; further ones are lost, and logged.
@@ -95,7 +97,7 @@ async fn send(
         let connected = match client.take() {
             Some(connected) => connected,
             None => {
-                let connection = Client::connect(&format!("unix://{address}")).await;
+                let connection = Client::connect(&format!("{UNIX}{address}")).await;
                 EventsClient::new(connection.map_err(|error| error.to_string())?)
             }
         };

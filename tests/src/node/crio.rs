@@ -71,8 +71,13 @@ impl Crio {
         std::fs::read_to_string(self.folder.join("crio.log")).unwrap_or_default()
     }
 
-    /// A container's id that is nobody else's.
-    pub fn id(&self) -> String {
+    /// Whose specification it is.
+    pub fn id_of(specification: &Value) -> &str {
+        specification["annotations"]["io.kubernetes.cri-o.ContainerID"].as_str().expect("an id")
+    }
+
+    /// An id that is nobody else's.
+    fn id(&self) -> String {
         format!("{:032x}{:032x}", std::process::id(), self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -90,7 +95,8 @@ impl Crio {
     ///
     /// # Errors
     /// What it says where it fails.
-    pub fn start(&self, id: &str, specification: &Value) -> Result<String, String> {
+    pub fn start(&self, specification: &Value) -> Result<String, String> {
+        let id = Self::id_of(specification);
         let bundle = self.bundle(id);
         std::fs::create_dir_all(&bundle).expect("a folder");
         std::fs::write(bundle.join("config.json"), specification.to_string()).expect("a file");
@@ -139,8 +145,9 @@ impl Crio {
     ///
     /// # Errors
     /// What the shim says where either fails.
-    pub async fn create(&self, id: &str, specification: &Value, rootfs: Vec<Mount>) -> Result<Task, String> {
-        let address = self.start(id, specification)?;
+    pub async fn create(&self, specification: &Value, rootfs: Vec<Mount>) -> Result<Task, String> {
+        let id = Self::id_of(specification);
+        let address = self.start(specification)?;
         let client = TaskClient::new(Client::connect(&address).await.expect("the shim listens"));
         let terminal = specification["process"]["terminal"].as_bool().unwrap_or_default();
         let streams = task::Streams::open(id, terminal, None);
@@ -180,9 +187,9 @@ impl Crio {
 
     /// Starts a pod, which must work.
     pub async fn run_pod(&self, init_data: &str) -> CrioPod {
-        let (id, network) = (self.id(), self.network());
-        let specification = self.sandbox(&id, &network, Some(init_data));
-        let infra = self.create(&id, &specification, Vec::new()).await;
+        let network = self.network();
+        let specification = self.sandbox(&network, Some(init_data));
+        let infra = self.create(&specification, Vec::new()).await;
         let infra = infra.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         infra.start().await.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         CrioPod { infra, network }
@@ -190,8 +197,7 @@ impl Crio {
 
     /// Creates and starts a container, which must work.
     pub async fn spawn(&self, specification: &Value, rootfs: Vec<Mount>) -> Task {
-        let id = specification["annotations"]["io.kubernetes.cri-o.ContainerID"].as_str().expect("an id");
-        let created = self.create(id, specification, rootfs).await;
+        let created = self.create(specification, rootfs).await;
         let task = created.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         task.start().await.unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         task

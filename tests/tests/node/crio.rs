@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use containerd_shim_protos::api::{ShutdownRequest, Status};
+use containerd_shim_protos::api::{ShutdownRequest, StateRequest, Status};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
-use containerd_shim_protos::ttrpc::context::Context;
+use containerd_shim_protos::ttrpc::{self, context::Context};
 use sealpod_tests::node::{Crio, Ended, PodNetwork};
 use serde_json::{Value, json};
 
@@ -16,11 +17,6 @@ const ANNOTATIONS: &str = "io.kubernetes.cri-o";
 
 fn annotate(specification: &mut Value, name: &str, value: &str) {
     specification["annotations"][format!("{ANNOTATIONS}.{name}")] = value.into();
-}
-
-fn id_of(specification: &Value) -> String {
-    let id = &specification["annotations"][format!("{ANNOTATIONS}.ContainerID")];
-    id.as_str().unwrap().to_owned()
 }
 
 pub(crate) async fn runs_a_pod(world: &World) {
@@ -46,7 +42,7 @@ pub(crate) async fn runs_a_pod(world: &World) {
     // One that runs to the pod's end, and one that was never started.
     let endless = crio.spawn(&crio.container(&pod, &image, "sleep 1000"), Vec::new()).await;
     let unused = crio.container(&pod, &image, "true");
-    let unused = crio.create(&id_of(&unused), &unused, Vec::new()).await.unwrap();
+    let unused = crio.create(&unused, Vec::new()).await.unwrap();
     crio.remove_pod(pod, vec![container, endless, unused]).await;
     nothing_is_left_by(|| crio.log(), &before).await;
     assert!(!crio.log().contains("last events"), "nobody takes events, and they are waited for");
@@ -116,11 +112,12 @@ pub(crate) async fn cannot_give_the_hosts_network(world: &World) {
     let crio = world.crio();
     let before = inventory();
     for (number, kind, field) in [(2, "net", "hostNetwork"), (3, "ipc", "hostIPC")] {
-        let (id, network) = (crio.id(), crio.network());
-        let bound = Bound::new(&crio.bundle(&id).with_file_name(kind), &format!("/proc/self/ns/{kind}"));
-        let mut specification = crio.sandbox(&id, &network, Some(&world.init_data()));
+        let network = crio.network();
+        let mut specification = crio.sandbox(&network, Some(&world.init_data()));
+        let bundle = crio.bundle(Crio::id_of(&specification));
+        let bound = Bound::new(&bundle.with_file_name(kind), &format!("/proc/self/ns/{kind}"));
         specification["linux"]["namespaces"][number]["path"] = json!(bound.0);
-        let refused = crio.create(&id, &specification, Vec::new()).await.unwrap_err();
+        let refused = crio.create(&specification, Vec::new()).await.unwrap_err();
         assert!(refused.contains(&format!("{field} is refused: ")), "{refused}");
     }
     nothing_is_left_by(|| crio.log(), &before).await;
@@ -150,29 +147,37 @@ pub(crate) async fn pods_cannot_name_another_pod(world: &World) {
     let victim = &world.crio_pod().await.infra;
     let before = inventory();
     let forged = |network: &PodNetwork, change: fn(&mut Value, &str)| {
-        let id = crio.id();
-        let mut specification = crio.sandbox(&id, network, Some(&world.init_data()));
+        let mut specification = crio.sandbox(network, Some(&world.init_data()));
         change(&mut specification, &victim.id);
-        (id, specification)
+        specification
     };
     {
         let network = crio.network();
-        let (id, specification) = forged(&network, |specification, victim| {
+        let specification = forged(&network, |specification, victim| {
             specification["annotations"]["io.kubernetes.cri.container-type"] = "container".into();
             specification["annotations"]["io.kubernetes.cri.sandbox-id"] = victim.into();
         });
-        let address = crio.start(&id, &specification).unwrap();
+        let address = crio.start(&specification).unwrap();
         assert_ne!(address, std::fs::read_to_string(crio.bundle(&victim.id).join("address")).unwrap());
-        end_shim(&address, &id).await;
-        let (id, specification) =
+        // It waits for its own pod, whoever else gives one up.
+        end_shim(&address, &victim.id).await;
+        let client = TaskClient::new(Client::connect(&address).await.unwrap());
+        for _ in 0..10 {
+            let request = StateRequest { id: Crio::id_of(&specification).into(), ..StateRequest::default() };
+            let answer = client.state(Context::default(), &request).await.unwrap_err();
+            assert!(matches!(answer, ttrpc::Error::RpcStatus(_)), "{answer}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        end_shim(&address, Crio::id_of(&specification)).await;
+        let specification =
             forged(&network, |specification, victim| annotate(specification, "SandboxID", victim));
-        let refused = crio.start(&id, &specification).unwrap_err();
+        let refused = crio.start(&specification).unwrap_err();
         assert!(refused.contains(&format!("{ANNOTATIONS}.SandboxID of a pod is refused: ")), "{refused}");
-        let (id, specification) = forged(&network, |specification, victim| {
+        let specification = forged(&network, |specification, victim| {
             annotate(specification, "ContainerType", "container");
             annotate(specification, "SandboxID", victim);
         });
-        let refused = crio.create(&id, &specification, Vec::new()).await.unwrap_err();
+        let refused = crio.create(&specification, Vec::new()).await.unwrap_err();
         assert!(refused.contains("another pod's"), "{refused}");
     }
     victim.kill(0, false).await.unwrap();
@@ -210,6 +215,6 @@ pub(crate) async fn leaves_images_to_the_guest(world: &World) {
         container.remove().await;
     }
     let nameless = container(None, "");
-    let refused = crio.create(&id_of(&nameless), &nameless, Vec::new()).await.unwrap_err();
+    let refused = crio.create(&nameless, Vec::new()).await.unwrap_err();
     assert!(refused.contains("name the image by its digest"), "{refused}");
 }

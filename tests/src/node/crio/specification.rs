@@ -21,7 +21,8 @@ const ID: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a
 
 impl Crio {
     /// That of a pod's sandbox, with the files that it names.
-    pub fn sandbox(&self, id: &str, network: &PodNetwork, init_data: Option<&str>) -> Value {
+    pub fn sandbox(&self, network: &PodNetwork, init_data: Option<&str>) -> Value {
+        let id = self.id();
         let mut annotations = json!({
             "io.kubernetes.cri-o.ContainerType": "sandbox",
             "io.kubernetes.cri-o.SandboxID": id,
@@ -37,14 +38,6 @@ impl Crio {
         if let Some(init_data) = init_data {
             annotations[INIT_DATA] = pack(init_data).into();
         }
-        let [net, ipc, uts] = network.paths();
-        let namespaces = json!([
-            {"type": "pid"},
-            {"type": "mount"},
-            {"type": "network", "path": net},
-            {"type": "ipc", "path": ipc},
-            {"type": "uts", "path": uts}
-        ]);
         json!({
             "ociVersion": "1.1.0",
             "process": {
@@ -54,14 +47,14 @@ impl Crio {
                 "cwd": "/",
                 "oomScoreAdj": -998
             },
-            "root": {"path": self.folder.join("storage").join(id), "readonly": true},
+            "root": {"path": self.folder.join("storage").join(&id), "readonly": true},
             "hostname": "web",
-            "mounts": self.mounts(id, id),
+            "mounts": self.mounts(&id, &id),
             "annotations": annotations,
             "linux": {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}], "cpu": {"shares": 2}},
                 "cgroupsPath": format!("/{}/crio-{id}", cgroup()),
-                "namespaces": namespaces,
+                "namespaces": namespaces(network),
                 "maskedPaths": MASKED_PATHS,
                 "readonlyPaths": ["/proc/sys"]
             }
@@ -78,7 +71,6 @@ impl Crio {
         {
             mounts.push(bind(destination, &userdata.join(name).display().to_string()));
         }
-        let [net, ipc, uts] = pod.network.paths();
         json!({
             "ociVersion": "1.1.0",
             "process": {
@@ -106,13 +98,7 @@ impl Crio {
             "linux": {
                 "resources": {"memory": {"limit": 67_108_864, "swap": 67_108_864}, "cpu": {"shares": 2}},
                 "cgroupsPath": format!("/{}/crio-{id}", cgroup()),
-                "namespaces": [
-                    {"type": "pid"},
-                    {"type": "mount"},
-                    {"type": "network", "path": net},
-                    {"type": "ipc", "path": ipc},
-                    {"type": "uts", "path": uts}
-                ],
+                "namespaces": namespaces(&pod.network),
                 "maskedPaths": MASKED_PATHS,
                 "readonlyPaths": ["/proc/sys"]
             }
@@ -144,6 +130,18 @@ impl Crio {
             bind("/run/.containerenv", &own.join(".containerenv").display().to_string()),
         ]
     }
+}
+
+/// Those of a pod's sandbox, and of each of its containers.
+fn namespaces(network: &PodNetwork) -> Value {
+    let [net, ipc, uts] = network.paths();
+    json!([
+        {"type": "pid"},
+        {"type": "mount"},
+        {"type": "network", "path": net},
+        {"type": "ipc", "path": ipc},
+        {"type": "uts", "path": uts}
+    ])
 }
 
 fn bind(destination: &str, source: &str) -> Value {

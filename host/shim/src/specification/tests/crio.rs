@@ -98,7 +98,9 @@ fn a_container_has_the_mounts_that_its_author_asked_for() {
 
 #[test]
 fn a_path_of_the_hosts_is_refused_wherever_it_is_to_be() {
-    for destination in ["/etc/passwd", "/etc/group", "/run/secrets", "/etc/localtime", "/run/.containerenv"] {
+    for destination in
+        ["/etc/hosts", "/etc/passwd", "/etc/group", "/run/secrets", "/etc/localtime", "/run/.containerenv"]
+    {
         for source in [destination.to_owned(), format!("{STORAGE}/passwd"), "/srv/userdata/passwd".into()] {
             let mut json = web();
             set(&mut json, "/mounts", json!([bind(destination, source.clone())]));
