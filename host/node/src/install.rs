@@ -199,7 +199,9 @@ impl Installation {
             ];
             let stopped =
                 Services::find(places).is_some_and(|services| !services.is_active(Service::Snapshotter));
+            // It enters the domain that the policy has for it when it starts.
             if stopped
+                || self.selinux
                 || of_snapshotter.iter().any(|path| changed(path))
                 || self.is_pending(Service::Snapshotter)
             {

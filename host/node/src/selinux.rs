@@ -47,20 +47,24 @@ pub(crate) fn unload(places: &Places) -> Result<(), Error> {
     run(Command::new(program(places, "semodule")?).args(["-r", MODULE])).map(drop)
 }
 
-/// Gives our files, those that we edit, and the TPM's manufacturer the labels that the policy has for them.
-pub(crate) fn label(places: &Places) -> Result<(), Error> {
-    let folder = |path: &PathBuf| path.parent().map(Path::to_owned);
-    let paths = [
-        Some(places.prefix.clone()),
-        Some(places.configuration.clone()),
-        Some(places.data.clone()),
-        Some(places.runtime.clone()),
-        Some(places.units.join(crate::unit::NAME)),
-        folder(&places.containerd),
-        Some(crate::crio::path(places)),
-        places.program("swtpm_setup"),
-    ];
-    let there = paths.into_iter().flatten().filter(|path| path.exists());
+/// Our files and folders, and the TPM's manufacturer.
+pub(crate) fn ours(places: &Places) -> Vec<PathBuf> {
+    let folders = [&places.prefix, &places.configuration, &places.data, &places.runtime];
+    let unit = places.units.join(crate::unit::NAME);
+    folders.into_iter().cloned().chain([unit]).chain(places.program("swtpm_setup")).collect()
+}
+
+/// The folder of containerd's configuration.
+pub(crate) fn of_containerd(places: &Places) -> Vec<PathBuf> {
+    places.containerd.parent().map(Path::to_owned).into_iter().collect()
+}
+
+/// Gives files, and what is in folders, the labels that the policy has for them; but not what is not there.
+pub(crate) fn label(places: &Places, paths: &[PathBuf]) -> Result<(), Error> {
+    let there: Vec<&PathBuf> = paths.iter().filter(|path| path.exists()).collect();
+    if there.is_empty() {
+        return Ok(());
+    }
     run(Command::new(program(places, "restorecon")?).arg("-RF").args(there)).map(drop)
 }
 

@@ -6,99 +6,7 @@ use std::process::Command;
 
 use sealpod_node::{Error, Removal, Status};
 use support::Node;
-
-const CONFIGURATION: &str = r#"# The test's own.
-version = 2
-root = "@/containerd/root"
-state = "@/containerd/state"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper"]
-[grpc]
-  address = "@/containerd/containerd.sock"
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
-  conf_dir = "@/cni"
-"#;
-
-/// `fail` beside it has containerd refuse to start with our configuration.
-const SYSTEMCTL: &str = r#"#!/bin/sh
-unit=$(eval echo \$$#)
-echo "$*" >> @/calls
-case "$1 $unit" in
-is-active*containerd.service) kill -0 "$(cat @/pid)" 2>/dev/null ;;
-is-active*sealpod-snapshotter.service) test -e @/snapshotter ;;
-restart*sealpod-snapshotter.service) touch @/snapshotter ;;
-stop*sealpod-snapshotter.service) rm -f @/snapshotter ;;
-restart*containerd.service)
-  old=$(cat @/pid 2>/dev/null)
-  if [ -n "$old" ]; then
-    kill "$old" && while kill -0 "$old" 2>/dev/null; do sleep 0.05; done
-  fi
-  rm -f @/pid
-  if [ -e @/fail ] && grep -q sealpod @/etc/containerd/config.toml; then
-    echo 'Job for containerd.service failed.' >&2
-    exit 1
-  fi
-  containerd --config @/etc/containerd/config.toml > @/containerd.log 2>&1 < /dev/null &
-  echo $! > @/pid
-  for i in $(seq 200); do
-    ctr --address @/containerd/containerd.sock version > /dev/null 2>&1 && exit 0
-    sleep 0.05
-  done
-  exit 1 ;;
-is-active*crio.service) test -e @/crio ;;
-restart*crio.service)
-  rm -f @/crio
-  if [ -e @/fail ] && [ -e @/etc/crio/crio.conf.d/60-sealpod.conf ]; then exit 1; fi
-  touch @/crio ;;
-*is-active*) exit 3 ;;
-esac
-"#;
-
-/// Ends its containerd.
-struct Running(Node);
-
-impl Running {
-    fn start() -> Self {
-        let mut node = Node::new();
-        node.write("etc/containerd/config.toml", CONFIGURATION);
-        node.write("run/systemd/system/here", "");
-        node.program("bin/systemctl", SYSTEMCTL);
-        node.options.places.programs.push(node.path("bin/systemctl"));
-        let node = Self(node);
-        let started =
-            Command::new(node.0.path("bin/systemctl")).args(["restart", "containerd.service"]).status();
-        assert!(started.unwrap().success(), "{}", node.0.read("containerd.log"));
-        std::fs::remove_file(node.0.path("calls")).unwrap();
-        node
-    }
-
-    fn restarts(&self) -> Vec<String> {
-        let calls = self.0.read("calls");
-        std::fs::remove_file(self.0.path("calls")).unwrap();
-        calls
-            .lines()
-            .filter(|call| call.starts_with("restart") || call.starts_with("stop"))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    fn plugins(&self) -> String {
-        let output = Command::new("ctr")
-            .arg("--address")
-            .arg(self.0.path("containerd/containerd.sock"))
-            .args(["plugins", "ls"])
-            .output();
-        String::from_utf8(output.unwrap().stdout).unwrap()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Ok(pid) = std::fs::read_to_string(self.0.path("pid")) {
-            let _ = Command::new("kill").arg(pid.trim()).status();
-        }
-    }
-}
+use support::running::{CONFIGURATION, Running, SYSTEMCTL};
 
 #[test]
 fn a_running_containerd_learns_of_us_and_forgets_us() {
@@ -292,6 +200,61 @@ fn a_newer_containerd_has_no_containers_of_others_on_ours() {
 }
 
 #[test]
+fn files_have_their_labels_before_anything_is_started() {
+    let mut node = Running::start();
+    node.0.write("selinux/enforce", "1");
+    node.0.write("from/selinux/sealpod.pp", "module");
+    for file in ["etc/crio/crio.conf", "crio"] {
+        node.0.write(file, "");
+    }
+    for program in ["semodule", "restorecon"] {
+        node.0.program(&format!("bin/{program}"), &format!("#!/bin/sh\necho {program} $* >> @/calls\n"));
+        let path = node.0.path("bin").join(program);
+        node.0.options.places.programs.push(path);
+    }
+    let calls = || {
+        let calls = node.0.files("calls").remove("").unwrap();
+        std::fs::remove_file(node.0.path("calls")).unwrap();
+        let is_of_order =
+            |call: &&str| ["semodule", "restorecon", "restart"].iter().any(|word| call.starts_with(word));
+        calls.lines().filter(is_of_order).map(str::to_owned).collect::<Vec<_>>()
+    };
+    node.0.install().unwrap();
+    let ours = "restorecon -RF @/opt/sealpod @/etc/sealpod";
+    let made = calls();
+    let unit = "@/etc/systemd/system/sealpod-snapshotter.service";
+    assert!(made[1].starts_with(ours) && made[1].contains(unit), "{made:#?}");
+    let others = [&made[..1], &made[2..]].concat();
+    assert_eq!(
+        others,
+        [
+            "semodule -i @/opt/sealpod/selinux/sealpod.pp",
+            "restart sealpod-snapshotter.service",
+            "restorecon -RF @/etc/containerd",
+            "restart containerd.service",
+            "restorecon -RF @/etc/crio/crio.conf.d/60-sealpod.conf",
+            "restart crio.service",
+        ]
+    );
+
+    // An upgrade's program is another file.
+    node.0.program("from/sealpod-snapshotter", "#!/bin/sh\n");
+    node.0.install().unwrap();
+    let made = calls();
+    assert!(made[0].starts_with(ours), "{made:#?}");
+    assert_eq!(made.iter().filter(|call| call.starts_with("restart ")).count(), 1);
+    assert_eq!(made[1], "restart sealpod-snapshotter.service");
+
+    // Where the module is new, what runs already must enter its domain.
+    node.0.write("from/selinux/sealpod.pp", "newer");
+    node.0.install().unwrap();
+    let made = calls();
+    assert_eq!(made[0], "semodule -i @/opt/sealpod/selinux/sealpod.pp");
+    assert!(made[1].starts_with(ours), "{made:#?}");
+    assert_eq!(made[2], "restart sealpod-snapshotter.service");
+}
+
+#[test]
 fn cri_o_learns_of_us_and_goes_back_where_it_does_not_start() {
     let mut node = Node::new();
     for file in ["etc/crio/crio.conf", "run/systemd/system/here", "crio", "fail", "calls"] {
@@ -314,4 +277,33 @@ fn cri_o_learns_of_us_and_goes_back_where_it_does_not_start() {
     node.uninstall().unwrap();
     assert!(!node.path("etc/crio/crio.conf.d").exists() && node.path("crio").exists());
     assert!(node.read("calls").ends_with("daemon-reload\n"));
+}
+
+#[test]
+fn an_upgrade_with_which_cri_o_does_not_start_can_still_be_taken_back() {
+    let mut node = Node::new();
+    for file in ["etc/crio/crio.conf", "run/systemd/system/here", "crio", "calls"] {
+        node.write(file, "");
+    }
+    let systemctl = SYSTEMCTL
+        .replace("[ -e @/etc/crio/crio.conf.d/60-sealpod.conf ]", "grep -qs newer @/etc/crio/crio.conf.d/*");
+    assert_ne!(systemctl, SYSTEMCTL);
+    node.program("bin/systemctl", &systemctl);
+    node.options.places.programs = vec![node.path("bin/systemctl"), "/nowhere/containerd".into()];
+    node.install().unwrap();
+    let drop_in = "etc/crio/crio.conf.d/60-sealpod.conf";
+    let older = node.read(drop_in);
+
+    let runtime = node.options.places.runtime.clone();
+    node.options.places.runtime = node.path("run/newer");
+    node.write("fail", "");
+    let error = node.install().unwrap_err().to_string();
+    assert!(error.ends_with("runs again with the old one"), "{error}");
+    assert_eq!(node.read(drop_in), older);
+    node.options.places.runtime = runtime;
+    assert!(node.plan().unwrap().is_done(), "the older one is on record");
+
+    node.uninstall().unwrap();
+    assert!(!node.path("etc/crio/crio.conf.d").exists() && node.path("crio").exists());
+    assert!(!node.path("opt").exists());
 }

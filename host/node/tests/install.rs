@@ -304,7 +304,7 @@ fn the_policy_module_is_loaded_once_where_selinux_is_on() {
     let made = calls(&node);
     assert!(made.starts_with(loads), "{made}");
     assert!(made.contains("restorecon -RF @/opt/sealpod @/etc/sealpod "), "{made}");
-    assert!(made.ends_with(" @/bin/swtpm_setup\n"), "{made}");
+    assert!(made.contains(" @/bin/swtpm_setup\n"), "{made}");
     node.install().unwrap();
     assert!(!calls(&node).contains("semodule"));
     node.write("from/selinux/sealpod.pp", "newer");

@@ -58,6 +58,9 @@
 //!   snapshotter = "sealpod"
 //! ```
 //!
+//! Which runtime an image is pulled for, **1.7** and **2.x** know by the pod's annotation `io.containerd.cri.runtime-handler`
+//! alone; without it they take the snapshotter of all runtimes.
+//!
 //! # What it relies on
 //!
 //! - The unpacker sends the label `containerd.io/snapshot.ref` with the chain id that the layer will have, in every

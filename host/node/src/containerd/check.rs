@@ -70,7 +70,7 @@ impl<'a> Containerd<'a> {
         let Some(main_text) = main_text else {
             return self.table(&["config", "default"], "its defaults");
         };
-        let main = candidates.write(folder, &sources.main_importing(main_text, &instead)?)?;
+        let main = candidates.write(folder, &sources.main_importing(self.places, main_text, &instead)?)?;
         self.table(&["--config", &main.display().to_string(), "config", "dump"], "the new configuration")
     }
 

@@ -115,14 +115,14 @@ impl Settings {
         if self.version.pulls_by_transfer_service() {
             text += "\n# The list replaces containerd's own, so what it had is in it too.\n";
             let ours = Unpack { snapshotter: NAME.into(), ..Unpack::default() };
-            for Unpack { platform, snapshotter, differ } in unpack.iter().chain([&ours]) {
+            for Unpack { platform, snapshotter, others } in unpack.iter().chain([&ours]) {
                 let (platform, snapshotter) = (string(platform), string(snapshotter));
                 text += &format!(
                     "[[plugins.{}.unpack_config]]\nplatform = {platform}\nsnapshotter = {snapshotter}\n",
                     string(TRANSFER)
                 );
-                if !differ.is_empty() {
-                    text += &format!("differ = {}\n", string(differ));
+                for (key, value) in others {
+                    text += &format!("{key} = {value}\n");
                 }
             }
         }
@@ -164,17 +164,18 @@ fn plain(value: &Value) -> Option<toml::Value> {
 }
 
 /// For which platform and snapshotter the transfer service unpacks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unpack {
     platform: String,
     snapshotter: String,
-    differ: String,
+    /// What else is said of it: the differ, kinds of layers.
+    others: toml::Table,
 }
 
 /// As containerd has it without a list.
 impl Default for Unpack {
     fn default() -> Self {
-        Self { platform: platform(), snapshotter: "overlayfs".into(), differ: String::new() }
+        Self { platform: platform(), snapshotter: "overlayfs".into(), others: toml::Table::new() }
     }
 }
 
@@ -183,16 +184,24 @@ impl Unpack {
     pub(crate) fn list(dump: Option<&toml::Table>) -> Vec<Self> {
         let list = dump.and_then(|dump| lookup(dump, &["plugins", TRANSFER, "unpack_config"])?.as_array());
         let Some(list) = list else { return vec![Self::default()] };
-        let text = |entry: &toml::Value, key: &str| {
-            entry.get(key).and_then(toml::Value::as_str).unwrap_or_default().to_owned()
-        };
-        let entries = list.iter().map(|entry| Self {
-            platform: text(entry, "platform"),
-            snapshotter: text(entry, "snapshotter"),
-            differ: text(entry, "differ"),
+        let entries = list.iter().filter_map(toml::Value::as_table).map(|entry| {
+            let text =
+                |key: &str| entry.get(key).and_then(toml::Value::as_str).unwrap_or_default().to_owned();
+            let (platform, snapshotter) = (text("platform"), text("snapshotter"));
+            let is_other = |(key, value): &(&String, &toml::Value)| {
+                !["platform", "snapshotter"].contains(&key.as_str()) && !is_unset(value)
+            };
+            let others =
+                entry.iter().filter(is_other).map(|(key, value)| (key.clone(), value.clone())).collect();
+            Self { platform, snapshotter, others }
         });
         entries.filter(|entry| entry.snapshotter != NAME).collect()
     }
+}
+
+/// containerd writes down what nobody has said, too.
+fn is_unset(value: &toml::Value) -> bool {
+    value.as_str().is_some_and(str::is_empty) || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// This machine, as OCI images name it.
@@ -221,11 +230,12 @@ mod tests {
         assert_eq!(Unpack::list(None), [Unpack::default()]);
         let entry = |snapshotter: &str| {
             format!(
-                "[[plugins.\"{TRANSFER}\".unpack_config]]\nplatform = \"linux/x\"\nsnapshotter = \"{snapshotter}\"\ndiffer = \"d\"\n"
+                "[[plugins.\"{TRANSFER}\".unpack_config]]\nplatform = \"linux/x\"\nsnapshotter = \"{snapshotter}\"\ndiffer = \"d\"\nconfig_type = \"\"\nlayer_types = [\"l\"]\n"
             )
         };
         let dump: toml::Table = format!("{}{}", entry("stargz"), entry(NAME)).parse().unwrap();
-        let stargz = Unpack { platform: "linux/x".into(), snapshotter: "stargz".into(), differ: "d".into() };
+        let others = "differ = \"d\"\nlayer_types = [\"l\"]\n".parse().unwrap();
+        let stargz = Unpack { platform: "linux/x".into(), snapshotter: "stargz".into(), others };
         assert_eq!(Unpack::list(Some(&dump)), std::slice::from_ref(&stargz));
         let settings = Settings::new(&Places::default(), "2.1".parse().unwrap(), false);
         let drop_in: toml::Table = settings.drop_in(3, &[stargz]).parse().unwrap();
@@ -233,6 +243,7 @@ mod tests {
         let names: Vec<_> = list.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
         assert_eq!(names, ["stargz", NAME]);
         assert_eq!(list[0]["differ"].as_str(), Some("d"));
+        assert_eq!(list[0]["layer_types"][0].as_str(), Some("l"));
     }
 
     #[test]

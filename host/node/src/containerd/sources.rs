@@ -32,15 +32,9 @@ const IMPORTS: &str = "imports";
 impl Sources {
     pub(crate) fn read(places: &Places) -> Result<Self, Error> {
         let main = Source::read(places, &places.containerd)?;
-        let mut imported = Vec::new();
-        for pattern in imports(&main.document) {
-            for path in expand(places, &below(&main.path, pattern))? {
-                if path != main.path && imported.iter().all(|source: &Source| source.path != path) {
-                    imported.push(Source::read(places, &path)?);
-                }
-            }
-        }
-        Ok(Self { main, imported })
+        let imported = imported_by(places, &main.path, &main.document)?;
+        let imported: Result<_, _> = imported.iter().map(|path| Source::read(places, path)).collect();
+        Ok(Self { main, imported: imported? })
     }
 
     /// The imported folder into which a file can be put: the first of the form `FOLDER/*.toml`.
@@ -55,16 +49,22 @@ impl Sources {
         })
     }
 
-    /// The main file with other imports: `instead` has pairs of files and what to read in their place.
-    pub(crate) fn main_importing(&self, main: &str, instead: &[(PathBuf, PathBuf)]) -> Result<String, Error> {
+    /// Another main file, with what it imports: `instead` has pairs of files and what to read in their place.
+    pub(crate) fn main_importing(
+        &self,
+        places: &Places,
+        main: &str,
+        instead: &[(PathBuf, PathBuf)],
+    ) -> Result<String, Error> {
         if instead.is_empty() {
             return Ok(main.to_owned());
         }
         let mut document = parse(&self.main.path, main)?;
-        let mut paths: Vec<&Path> = self.imported.iter().map(|source| source.path.as_path()).collect();
+        // A pattern that is new to it may mean files of others, too.
+        let mut paths = imported_by(places, &self.main.path, &document)?;
         for (path, other) in instead {
             paths.retain(|present| present != path);
-            paths.push(other);
+            paths.push(other.clone());
         }
         let array: Array = paths.iter().map(|path| Value::from(path.display().to_string())).collect();
         document[IMPORTS] = Item::Value(array.into());
@@ -116,6 +116,19 @@ fn imports(document: &DocumentMut) -> impl Iterator<Item = &str> {
 /// Imports are relative to the file that has them.
 fn below(main: &Path, pattern: &str) -> PathBuf {
     main.parent().unwrap_or(Path::new("/")).join(pattern)
+}
+
+/// The files that the main file imports, each once.
+fn imported_by(places: &Places, main: &Path, document: &DocumentMut) -> Result<Vec<PathBuf>, Error> {
+    let mut paths = Vec::new();
+    for pattern in imports(document) {
+        for path in expand(places, &below(main, pattern))? {
+            if path != main && !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    Ok(paths)
 }
 
 /// The files that a pattern means. Only its last part may have a `*`, as everybody writes it.

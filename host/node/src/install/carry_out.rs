@@ -1,5 +1,7 @@
 //! Carrying an installation out, and the way back where a runtime does not start.
 
+use std::path::PathBuf;
+
 use super::Installation;
 use crate::apply::{lock, remove_backups, restore_changes, write_changes};
 use crate::error::Error;
@@ -53,6 +55,8 @@ impl Installation {
                 .map(|step| step.digest.clone());
             self.record.write(&places)?;
         }
+        // A program enters its domain by its label, so it has that before it is started.
+        self.label(&selinux::ours(&places))?;
         self.start_snapshotter(&restarts, say)?;
         self.tell_containerd(&restarts, say)?;
         self.tell_crio(&restarts, say)?;
@@ -60,10 +64,15 @@ impl Installation {
             // Whoever starts them has been told; they begin with what is there then.
             self.record.pending.clear();
         }
-        if self.record.selinux.is_some() {
-            selinux::label(&places)?;
-        }
         self.record.write(&places)
+    }
+
+    /// Gives files the labels that the policy has for them, where our module is loaded.
+    fn label(&self, paths: &[PathBuf]) -> Result<(), Error> {
+        match self.record.selinux.is_some() && self.places.root.is_none() {
+            true => selinux::label(&self.places, paths),
+            false => Ok(()),
+        }
     }
 
     fn start_snapshotter(&mut self, restarts: &[Service], say: &mut dyn FnMut(&str)) -> Result<(), Error> {
@@ -88,6 +97,7 @@ impl Installation {
         let Some(runtime) = &self.containerd else { return Ok(()) };
         let before = self.record.clone();
         write_changes(&self.places, &runtime.changes, &mut self.record, say)?;
+        self.label(&selinux::of_containerd(&self.places))?;
         let services = Services::find(&self.places).filter(|_| restarts.contains(&Service::Containerd));
         let Some(services) = services else {
             return remove_backups(&self.places, &runtime.changes, &self.record);
@@ -126,7 +136,9 @@ impl Installation {
         let Some(step) = &self.crio else { return Ok(()) };
         let old =
             files::read(&self.places.on_disk(&step.path)).map_err(Error::file("cannot read", &step.path))?;
+        let before = self.record.files.clone();
         step.carry_out(&self.places, &mut self.record)?;
+        self.label(std::slice::from_ref(&step.path))?;
         if !restarts.contains(&Service::Crio) {
             return Ok(());
         }
@@ -139,7 +151,7 @@ impl Installation {
                     None => files::remove(&step.path),
                 };
                 restored.map_err(Error::file("cannot restore", &step.path))?;
-                self.record.files.remove(&step.path);
+                self.record.files = before;
                 self.record.pending.remove(&Service::Crio);
                 self.record.write(&self.places)?;
                 let restored = match services.restart(Service::Crio, "", false) {

@@ -1,4 +1,5 @@
-//! With the containerd that this machine has, its own folders, a registry, and pulls by CRI as kubelet would ask for.
+//! With the containerd that this machine has, and a newer one that `make containerds` fetches: its own folders, a registry, and
+//! pulls by CRI as kubelet would ask for.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,15 +8,19 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::{ImageSpec, PullImageRequest, RemoveImageRequest};
+use k8s_cri::v1::{ImageSpec, PodSandboxConfig, PullImageRequest, RemoveImageRequest};
 use sealpod_snapshotter::USER_OF_IMAGE;
 use sealpod_snapshotter::api::snapshots::Mount;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::support::{Client, Mounted, Process, SNAPSHOTTER, Snapshotter, can_mount, channel, folder, until};
+use crate::support::{
+    Client, Mounted, Process, SNAPSHOTTER, Snapshotter, channel, folder, labels, needs_root, until,
+};
 
 const CRI_NAMESPACE: &str = "k8s.io";
+/// By this annotation of a pod newer releases know for which runtime they pull: ours has the snapshotter's name.
+const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
 
 /// A node's containerd, our snapshotter and a registry.
 struct Node {
@@ -24,6 +29,8 @@ struct Node {
     _registry: Process,
     registry: SocketAddr,
     cri: ImageServiceClient<Channel>,
+    /// The folder of containerd's programs, which may be the system's.
+    programs: PathBuf,
     // Dropped last: it has the files of all of them.
     folder: TempDir,
 }
@@ -31,6 +38,17 @@ struct Node {
 impl Node {
     /// Starts it; `config` is the snapshotter's configuration in which `REGISTRY` stands for the registry.
     fn start(config: &str) -> Self {
+        Self::with("/usr/bin".into(), config, containerd_config)
+    }
+
+    /// Starts one of containerd 2.x.
+    fn start_newer(config: &str) -> Self {
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/containerd/2");
+        assert!(programs.join("containerd").is_file(), "there is no containerd 2: run `make containerds`");
+        Self::with(programs, config, newer_containerd_config)
+    }
+
+    fn with(programs: PathBuf, config: &str, containerd_config: fn(&Path, SocketAddr) -> String) -> Self {
         let folder = folder();
         let place = folder.path();
         let registry = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
@@ -48,10 +66,10 @@ impl Node {
         let snapshotter = Snapshotter::start(place, Some(&config));
         fs::create_dir(place.join("cni")).unwrap();
         fs::write(place.join("containerd.toml"), containerd_config(place, registry)).unwrap();
-        let mut command = Command::new("containerd");
+        let mut command = Command::new(programs.join("containerd"));
         command.arg("--config").arg(place.join("containerd.toml"));
         let mut containerd = Process::start(&mut command, &place.join("containerd.log"));
-        let mut version = Command::new("ctr");
+        let mut version = Command::new(programs.join("ctr"));
         version.arg("--address").arg(place.join("containerd.sock")).arg("version");
         containerd.until(|| version.output().is_ok_and(|output| output.status.success()).then_some(()));
         Self {
@@ -60,6 +78,7 @@ impl Node {
             _registry: registry_process,
             registry,
             cri: ImageServiceClient::new(channel(&place.join("containerd.sock"))),
+            programs,
             folder,
         }
     }
@@ -78,7 +97,9 @@ impl Node {
 
     async fn pull(&self, reference: &str) {
         let image = Some(ImageSpec { image: reference.into(), ..Default::default() });
-        let request = PullImageRequest { image, ..Default::default() };
+        let annotations = labels(&[(RUNTIME_HANDLER, SNAPSHOTTER)]);
+        let pod = Some(PodSandboxConfig { annotations, ..Default::default() });
+        let request = PullImageRequest { image, sandbox_config: pod, ..Default::default() };
         // CRI comes a moment after containerd's other services.
         for _ in 0..200 {
             match self.cri.clone().pull_image(request.clone()).await {
@@ -97,7 +118,7 @@ impl Node {
 
     /// containerd's own client, in CRI's namespace; gives what it printed.
     fn ctr(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(self.programs.join("ctr"));
         command.arg("--address").arg(self.folder.path().join("containerd.sock"));
         run(command.args(["--namespace", CRI_NAMESPACE]).args(arguments))
     }
@@ -107,7 +128,7 @@ impl Node {
         let file = self.folder.path().join("blob");
         fs::write(&file, bytes).unwrap();
         let digest = digest(&file);
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(self.programs.join("ctr"));
         command.arg("--address").arg(self.folder.path().join("containerd.sock"));
         command.args([
             "--namespace",
@@ -164,6 +185,43 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "{SNAPSHOTTER}"
   disable_snapshot_annotations = false
+"#
+    )
+}
+
+/// As `sealpod node install` has it: the transfer service pulls.
+fn newer_containerd_config(place: &Path, registry: SocketAddr) -> String {
+    let place = place.display();
+    let platform = format!("linux/{}", architecture());
+    format!(
+        r#"version = 3
+root = "{place}/containerd"
+state = "{place}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.nri.v1.nri"]
+[grpc]
+  address = "{place}/containerd.sock"
+[debug]
+  level = "debug"
+[proxy_plugins.{SNAPSHOTTER}]
+  type = "snapshot"
+  address = "{place}/snapshotter.sock"
+  exports = {{ enable_remote_snapshot_annotations = "true" }}
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{place}/registries"
+[plugins."io.containerd.cri.v1.images".runtime_platforms.{SNAPSHOTTER}]
+  snapshotter = "{SNAPSHOTTER}"
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "{place}/cni"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{SNAPSHOTTER}]
+  runtime_type = "io.containerd.sealpod.v2"
+  snapshotter = "{SNAPSHOTTER}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "{platform}"
+  snapshotter = "overlayfs"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "{platform}"
+  snapshotter = "{SNAPSHOTTER}"
+# {registry} is on this machine, so it is asked without TLS.
 "#
     )
 }
@@ -268,9 +326,7 @@ const APP: &[(&str, &str)] = &[("bin/app", "app")];
 
 #[tokio::test]
 async fn a_pulled_image_leaves_its_layers_to_the_guest_and_its_users_name_is_found() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let node = Node::start("");
     let named = node.push("named", &Image { layers: &[BASE, APP], user: "app:staff", index: false });
     let index = node.push("index", &Image { layers: &[BASE, APP], user: "web", index: true });
@@ -306,10 +362,34 @@ async fn a_pulled_image_leaves_its_layers_to_the_guest_and_its_users_name_is_fou
 }
 
 #[tokio::test]
-async fn an_image_that_another_snapshotter_pulled_works_though_the_guest_has_a_layer_of_it() {
-    if !can_mount() {
-        return;
+async fn the_transfer_service_leaves_the_layers_of_the_guests_images_and_unpacks_others() {
+    needs_root();
+    let node = Node::start_newer("images = [\"REGISTRY/guest/*\"]");
+    let guest = node.push("guest/app", &Image { layers: &[BASE, APP], user: "app", index: true });
+    let host = node.push("host/app", &Image { layers: &[USERS], user: "app", index: false });
+    node.pull(&guest).await;
+    assert!(node.log().contains("transfer service"), "{}", node.log());
+    let content = node.ctr(&["content", "ls", "--quiet"]);
+    for layer in [tar(BASE), tar(APP)] {
+        let file = node.folder.path().join("layer");
+        fs::write(&file, layer).unwrap();
+        assert!(!content.contains(&digest(&file)), "{content}");
     }
+    assert_eq!(node.layers().await.len(), 2);
+    assert!(node.snapshotter.folders().is_empty());
+    let (mounts, uid, _) = node.container(&guest, "one").await;
+    assert_eq!(uid, u64::from(USER_OF_IMAGE));
+    assert!(stand_in(&mounts, "etc/passwd").contains("\napp:x:"));
+
+    node.pull(&host).await;
+    let (mounts, uid, gid) = node.container(&host, "two").await;
+    assert_eq!((uid, gid), (7, 8));
+    assert_eq!(Mounted::of(&mounts).text("etc/passwd").as_deref(), Some("app:x:7:8::/:\n"));
+}
+
+#[tokio::test]
+async fn an_image_that_another_snapshotter_pulled_works_though_the_guest_has_a_layer_of_it() {
+    needs_root();
     let node = Node::start("");
     let before =
         node.push("before", &Image { layers: &[BASE, &[("bin/old", "old")]], user: "old", index: false });
@@ -333,9 +413,7 @@ async fn an_image_that_another_snapshotter_pulled_works_though_the_guest_has_a_l
 
 #[tokio::test]
 async fn an_image_for_the_host_is_unpacked_and_goes_when_it_is_removed() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let node = Node::start("images = [\"REGISTRY/guest/*\"]");
     let host = node.push("host/app", &Image { layers: &[BASE, USERS, APP], user: "app", index: false });
     let guest = node.push("guest/app", &Image { layers: &[APP], user: "app", index: false });
@@ -366,9 +444,7 @@ async fn an_image_for_the_host_is_unpacked_and_goes_when_it_is_removed() {
 
 #[tokio::test]
 async fn hostile_configs_give_no_names_and_stop_no_container() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let node = Node::start("");
     let client = node.snapshots();
     let chain = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use crate::support::{Mounted, Snapshotter, TARGET, can_mount, folder, labels};
+use crate::support::{Mounted, Snapshotter, TARGET, folder, labels, needs_root};
 
 #[tokio::test]
 async fn a_guests_layer_exists_already_and_is_found_as_containerd_looks_for_it() {
@@ -28,6 +28,7 @@ async fn a_guests_layer_exists_already_and_is_found_as_containerd_looks_for_it()
 
 #[tokio::test]
 async fn a_containers_root_is_an_almost_empty_folder_that_nobody_can_write_to() {
+    needs_root();
     let folder = folder();
     let snapshotter = Snapshotter::start(folder.path(), None);
     let client = snapshotter.client();
@@ -37,12 +38,11 @@ async fn a_containers_root_is_an_almost_empty_folder_that_nobody_can_write_to() 
     assert_eq!(client.mounts("k8s.io/2/container").await.unwrap(), mounts);
     let view = client.view("k8s.io/3/view", "sha256:1").await.unwrap();
     assert_ne!(view, mounts, "each has a folder of its own");
-    if can_mount() {
-        let root = Mounted::of(&mounts);
-        assert_eq!(root.text("etc/passwd").unwrap(), "root:x:0:0::/:\n");
-        let refused = std::fs::write(root.join("file"), "").unwrap_err();
-        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-    }
+    let root = Mounted::of(&mounts);
+    assert_eq!(root.text("etc/passwd").unwrap(), "root:x:0:0::/:\n");
+    let refused = std::fs::write(root.join("file"), "").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    drop(root);
     // containerd could not be asked for the images' users: that is in the log, and no more.
     assert!(snapshotter.log().contains("which users the images name is not known"), "{}", snapshotter.log());
     let refused = client.commit("k8s.io/4/done", "k8s.io/2/container").await.unwrap_err();

@@ -7,7 +7,7 @@ use prost_types::FieldMask;
 use sealpod_snapshotter::api::snapshots::{CleanupRequest, Info, UpdateSnapshotRequest};
 use tonic::Code;
 
-use crate::support::{Client, Mounted, Snapshotter, can_mount, folder, labels};
+use crate::support::{Client, Mounted, Snapshotter, folder, labels, needs_root};
 
 /// A layer that does something with the files of those below.
 async fn layer(client: &Client, name: &str, parent: &str, change: impl FnOnce(&Mounted)) {
@@ -18,9 +18,7 @@ async fn layer(client: &Client, name: &str, parent: &str, change: impl FnOnce(&M
 
 #[tokio::test]
 async fn a_container_sees_its_layers_merged_and_writes_to_none_of_them() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let folder = folder();
     let snapshotter = Snapshotter::start(folder.path(), None);
     let client = snapshotter.client();
@@ -83,9 +81,7 @@ async fn a_container_sees_its_layers_merged_and_writes_to_none_of_them() {
 
 #[tokio::test]
 async fn usage_is_of_the_snapshot_alone_and_counts_a_file_once() {
-    if !can_mount() {
-        return;
-    }
+    needs_root();
     let folder = folder();
     let snapshotter = Snapshotter::start(folder.path(), None);
     let client = snapshotter.client();
