@@ -14,6 +14,7 @@ use anyhow::{Context, ensure};
 use sealpod_attester::tpm::Transport;
 use sealpod_attester::{Attester, Error, TpmAttester};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::RUNS;
 
@@ -87,10 +88,10 @@ impl Drop for Emulator {
 }
 
 impl Transport for Channel {
-    fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>, Error> {
+    fn transmit(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         let failed = |action| move |source| Error::Device { action, device: "swtpm".into(), source };
         self.0.write_all(command).map_err(failed("write to"))?;
-        let mut response = vec![0; RESPONSE_BYTES];
+        let mut response = Zeroizing::new(vec![0; RESPONSE_BYTES]);
         let length = self.0.read(&mut response).map_err(failed("read from"))?;
         response.truncate(length);
         Ok(response)

@@ -33,12 +33,34 @@ const NO_SUCH_RULE: &str = "not a valid rule path";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest line, in characters: a variable's value may stand in one. Init data as a whole is no longer.
 const LONGEST_LINE: NonZeroU32 = NonZeroU32::new(1 << 20).unwrap();
+/// The member of `input` that says whether a container would be another than its image says.
+const OVERRIDES_IMAGE: &str = "overrides_image";
+
+/// The kernel parameters that a pod may set without a word of its owner's: those that Kubernetes calls safe. Others
+/// could lead the network's frames to what listens on a container's loopback.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
 
 /// Decides requests.
 pub struct Policy(Option<Mutex<Rego>>);
 
 struct Rego {
     engine: Engine,
+    /// Whether the policy names [`OVERRIDES_IMAGE`]. Those that `sealpod policy generate` makes refuse members that
+    /// they do not know, so that none gets one without asking.
+    asks_for_overrides: bool,
 }
 
 /// Why a policy was refused.
@@ -104,7 +126,8 @@ impl Policy {
         if package != PACKAGE {
             return Err(Error::Package { actual: package });
         }
-        Ok(Self(Some(Mutex::new(Rego { engine }))))
+        let asks_for_overrides = rego.contains(OVERRIDES_IMAGE);
+        Ok(Self(Some(Mutex::new(Rego { engine, asks_for_overrides }))))
     }
 
     /// Decides a request. `image` is what the guest knows of the image that a `CreateContainer` names.
@@ -129,15 +152,21 @@ impl Policy {
             };
         };
         let mut rego = rego.lock().unwrap_or_else(PoisonError::into_inner);
-        let input = input(request, image);
+        let mut input = input(request, image);
+        if let (true, Request::CreateContainer(create), Some(fields)) =
+            (rego.asks_for_overrides, request, input.as_object_mut())
+        {
+            fields.insert(OVERRIDES_IMAGE.into(), overrides_image(create).into());
+        }
         match rego.verdict(name, &input) {
             Ok(Verdict::Allowed) => Ok(()),
             Ok(Verdict::Denied) => {
                 let reasons = rego.reasons(name, &input);
                 Err(Denial { reasons, ..denied(format!("rule {name} is false")) })
             }
-            Ok(Verdict::Silent) if needs_permission(request) => Err(denied(format!("it has no rule {name}"))),
-            Ok(Verdict::Silent) => Ok(()),
+            // A policy that says nothing allows no more than none.
+            Ok(Verdict::Silent) if !needs_permission(request) && allowed_without_policy(request) => Ok(()),
+            Ok(Verdict::Silent) => Err(denied(format!("it has no rule {name}"))),
             Err(error) => Err(denied(format!("rule {name} cannot be evaluated: {error}"))),
         }
     }
@@ -166,7 +195,8 @@ impl Rego {
     }
 }
 
-/// Whether a policy must speak for this request; the others it may forbid.
+/// Whether a policy must speak for this request; the others it may forbid. (Of `StartPod` it must speak where that
+/// is not [allowed without a policy](allowed_without_policy).)
 fn needs_permission(request: &Request) -> bool {
     matches!(
         request,
@@ -180,11 +210,14 @@ fn needs_permission(request: &Request) -> bool {
     )
 }
 
-/// Without a policy, a container runs as its (signed) image says, and nobody looks into it. Name servers and kernel
-/// parameters are the network's, which is the host's in any case.
+/// Without a policy, a container runs as its (signed) image says, and nobody looks into it. Name servers are the
+/// network's, which is the host's in any case.
 fn allowed_without_policy(request: &Request) -> bool {
     match request {
-        Request::StartPod(start) => start.hosts.is_empty(),
+        Request::StartPod(start) => {
+            let safe = |name: &String| SAFE_SYSCTLS.contains(&name.as_str());
+            start.hosts.is_empty() && start.sysctls.keys().all(safe)
+        }
         Request::CreateContainer(create) => !overrides_image(create),
         other => !needs_permission(other),
     }
@@ -326,8 +359,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_policy_an_image_runs_only_as_it_is() {
-        assert!(allows(None, Request::CreateContainer(Box::new(create()))));
+    fn an_image_runs_only_as_it_is_without_a_policy_and_by_one_that_says_so() {
+        let policies = [
+            None,
+            Some(rego("CreateContainer if input.overrides_image == false")),
+            Some(rego("CreateContainer if not input.overrides_image")),
+        ];
+        let allows = |create: CreateContainer| {
+            let request = Request::CreateContainer(Box::new(create));
+            policies.each_ref().map(|policy| self::allows(policy.as_deref(), request.clone()))
+        };
+        assert_eq!(allows(create()), [true; 3]);
         let overrides: [fn(&mut CreateContainer); 13] = [
             |c| c.command = Some(vec!["sh".into()]),
             |c| c.arguments = Some(vec!["-c".into()]),
@@ -360,7 +402,7 @@ mod tests {
         for change in overrides {
             let mut create = create();
             change(&mut create);
-            assert!(!allows(None, Request::CreateContainer(Box::new(create.clone()))), "{create:?}");
+            assert_eq!(allows(create.clone()), [false; 3], "{create:?}");
         }
     }
 
@@ -368,8 +410,38 @@ mod tests {
     fn without_a_policy_the_host_leads_no_name_elsewhere() {
         let start = StartPod { hosts: vec![elsewhere()], ..StartPod::default() };
         assert!(!allows(None, Request::StartPod(start.clone())));
-        assert!(allows(Some(&rego("")), Request::StartPod(start.clone())), "the others a policy may forbid");
-        assert!(!allows(Some(&rego("StartPod if count(input.hosts) == 0")), Request::StartPod(start)));
+        assert!(!allows(Some(&rego("")), Request::StartPod(start.clone())), "a silent policy is none");
+        assert!(!allows(
+            Some(&rego("StartPod if count(input.hosts) == 0")),
+            Request::StartPod(start.clone())
+        ));
+        assert!(allows(Some(&rego("StartPod := true")), Request::StartPod(start)));
+    }
+
+    #[test]
+    fn kernel_parameters_are_the_safe_ones_unless_a_policy_allows_others() {
+        let start = |name: &str| {
+            let sysctls = [(name.to_owned(), "1".to_owned())].into();
+            Request::StartPod(StartPod { sysctls, ..StartPod::default() })
+        };
+        let silent = rego("");
+        for name in SAFE_SYSCTLS {
+            assert!(allows(None, start(name)) && allows(Some(&silent), start(name)), "{name}");
+        }
+        for name in [
+            "net.ipv4.conf.all.route_localnet",
+            "net.ipv4.conf.all.accept_local",
+            "net.ipv4.ip_forward",
+            "net.core.somaxconn",
+            "net/ipv4/tcp_syncookies",
+            "net.ipv4.tcp_syncookies.",
+            "kernel.shmmax",
+            "",
+        ] {
+            assert!(!allows(None, start(name)) && !allows(Some(&silent), start(name)), "{name}");
+            let named = rego(&format!("StartPod if input.sysctls[\"{name}\"]"));
+            assert!(allows(Some(&named), start(name)), "{name}");
+        }
     }
 
     #[test]
@@ -451,6 +523,14 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_that_refuses_what_it_does_not_know_is_told_no_more_than_it_asks_for() {
+        let strict = "CreateContainer if count({name | some name, value in input; value == true}) == 0";
+        let mut create = create();
+        create.user = Some("0".into());
+        assert!(allows(Some(&rego(strict)), Request::CreateContainer(Box::new(create))));
+    }
+
+    #[test]
     fn the_name_of_the_request_wins_over_its_other_name() {
         let policy = rego("ExecProcess := false\nExecProcessRequest := true");
         assert!(!allows(Some(&policy), exec()));
@@ -478,7 +558,7 @@ mod tests {
             "WriteVolume if input.files[0].sha256 == \"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\"",
         );
         let write = |content: &str| {
-            let file = VolumeFile { path: "a".into(), mode: 0o644, content: content.into() };
+            let file = VolumeFile { path: "a".into(), mode: 0o644, user: None, content: content.into() };
             let (volume, files) = ("v".into(), vec![file]);
             Request::WriteVolume(Box::new(WriteVolume { volume, group: None, files }))
         };

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::config::KeyBroker;
 use crate::failure::{Hint, chain, failure, internal};
+use crate::roots;
 
 const TPM: &str = "/dev/tpm0";
 const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
@@ -20,7 +21,7 @@ const EVENT_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 pub(crate) struct Evidence(Arc<Mutex<Box<dyn Attester>>>);
 
 /// Init data whose digest is a part of all evidence to come, or that there is none. Only measuring makes one, so that
-/// nothing can be read from init data before.
+/// nothing that init data says takes effect before, but for the algorithm of its digest.
 #[derive(Debug)]
 pub(crate) struct MeasuredInitData(Option<String>);
 
@@ -51,6 +52,7 @@ impl Evidence {
 impl MeasuredInitData {
     fn measure(attester: &mut dyn Attester, raw: Option<String>) -> Result<Self, Failure> {
         if let Some(raw) = &raw {
+            // Reads of the text what the digest is made with, and that it is init data at all.
             let digest = init_data::digest(raw)
                 .map_err(|error| failure(FailureKind::Invalid, format!("init data: {error}")))?;
             attester.extend_init_data(&digest).map_err(no_tpm)?;
@@ -75,6 +77,10 @@ impl Attester for Evidence {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).tee()
     }
 
+    fn report_data_length(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).report_data_length()
+    }
+
     fn request_params(&mut self) -> Result<Value, Error> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).request_params()
     }
@@ -94,10 +100,8 @@ impl Attestation {
         broker: Option<KeyBroker>,
         init_data: MeasuredInitData,
     ) -> Result<Self, Failure> {
-        let client = broker.map(|broker| {
-            let config = KbsConfig { url: broker.url, certificate: broker.cert };
-            KbsClient::new(config, Box::new(evidence.clone()), init_data.0)
-        });
+        let client =
+            broker.map(|broker| KbsClient::new(kbs_config(broker), Box::new(evidence.clone()), init_data.0));
         let broker = client.transpose().map_err(|error| broker_failure("key broker", &error))?;
         Ok(Self { evidence, broker })
     }
@@ -118,9 +122,15 @@ impl Attestation {
         self.broker()?.token().await.map_err(|error| broker_failure("attestation token", &error))
     }
 
-    /// Evidence over data of a workload's own.
+    /// Evidence over data of a workload's own. Of data that is longer than what the TEE binds, the rest could be any.
     pub(crate) async fn evidence(&self, runtime_data: Vec<u8>) -> Result<Value, Failure> {
         let mut evidence = self.evidence.clone();
+        let (length, limit) = (runtime_data.len(), evidence.report_data_length());
+        if length > limit {
+            let message =
+                format!("runtime_data has {length} bytes, and {} evidence binds {limit}", evidence.tee());
+            return Err(failure(FailureKind::Invalid, message).hint("give a SHA-256 digest of it instead"));
+        }
         let collect = move || Attester::evidence(&mut evidence, &runtime_data, &Value::Null);
         match tokio::task::spawn_blocking(collect).await {
             Ok(evidence) => evidence.map_err(|error| internal("collect evidence", &error)),
@@ -134,6 +144,16 @@ impl Attestation {
                 .hint("name one in aa.toml of the init data, or with sealpod.kbs on the command line")
         })
     }
+}
+
+/// A pinned certificate is the only one that is trusted.
+fn kbs_config(KeyBroker { url, cert }: KeyBroker) -> KbsConfig {
+    let certificates = match cert {
+        Some(pinned) => vec![pinned],
+        None if url.starts_with("https://") => roots::with(&[]),
+        None => Vec::new(),
+    };
+    KbsConfig { url, certificates }
 }
 
 /// What the key broker's answer means to the host: never which claim failed, but the owner's id for it.
@@ -175,6 +195,10 @@ mod tests {
             Tee::Sample
         }
 
+        fn report_data_length(&self) -> usize {
+            32
+        }
+
         fn request_params(&mut self) -> Result<Value, Error> {
             Ok(Value::Null)
         }
@@ -190,6 +214,32 @@ mod tests {
                 false => Ok(()),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn data_that_evidence_would_cut_is_refused() {
+        let evidence = Evidence(Arc::new(Mutex::new(Box::new(Notes::default()))));
+        let attestation = Attestation::new(evidence, None, MeasuredInitData(None)).unwrap();
+        attestation.evidence(vec![7; 32]).await.unwrap();
+        let failure = attestation.evidence(vec![7; 33]).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Invalid);
+        assert!(failure.message.contains("33 bytes") && failure.message.contains("binds 32"), "{failure}");
+    }
+
+    #[test]
+    fn a_broker_is_known_by_its_pinned_certificate_or_by_a_public_authority() {
+        let certificates = |url: &str, cert: Option<&str>| {
+            kbs_config(KeyBroker { url: url.into(), cert: cert.map(Into::into) }).certificates
+        };
+        assert_eq!(certificates("https://kbs", Some("PEM")), ["PEM"]);
+        assert_eq!(certificates("https://kbs", None), roots::with(&[]));
+        assert_eq!(certificates("http://kbs", None), [""; 0]);
+        let broker = |url: &str| {
+            let evidence = Evidence(Arc::new(Mutex::new(Box::new(SampleAttester))));
+            let broker = KeyBroker { url: url.into(), cert: None };
+            Attestation::new(evidence, Some(broker), MeasuredInitData(None))
+        };
+        assert!(broker("https://kbs").is_ok() && broker("http://kbs").is_ok());
     }
 
     #[test]

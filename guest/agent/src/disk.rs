@@ -3,7 +3,8 @@
 //! The guest's files live in a tmpfs either way. If the host gives a disk with the serial `ephemeral`, it becomes
 //! swap space behind dm-crypt (AES-256-XTS, the key random and only ever in the kernel), and the tmpfs
 //! grows by its size. So there is no file system on it whose structures the host could forge, and one
-//! way in which images are kept. What the host can do is destroy what it holds, as with any disk.
+//! way in which images are kept. What it holds has no integrity: the host can destroy it, or bring back what stood
+//! in the same place before.
 
 mod device_mapper;
 

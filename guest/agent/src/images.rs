@@ -2,7 +2,6 @@
 
 mod failures;
 mod keys;
-mod roots;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +21,7 @@ use crate::attestation::Attestation;
 use crate::config;
 use crate::container::{ContainerImage, ImageProcess};
 use crate::failure::{Hint, failure, internal};
+use crate::roots;
 use keys::BrokerKeys;
 
 const STORE: &str = "/run/sealpod/images";

@@ -15,6 +15,7 @@ mod network;
 mod nonblocking;
 mod pod;
 mod reaper;
+mod roots;
 mod sysctls;
 mod workload_api;
 

@@ -28,7 +28,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Starts the pod. Nothing looks at the init data before it is measured.
+    /// Starts the pod. Nothing of the init data takes effect before it is measured, but for the name of its hash algorithm.
     pub(crate) async fn start(
         request: StartPod,
         parameters: &Parameters,

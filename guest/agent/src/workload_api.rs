@@ -6,25 +6,27 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use sealpod_agent_protocol::{Failure, FailureKind};
 use sealpod_evidence::Tee;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
+use zeroize::Zeroizing;
 
 use crate::attestation::Attestation;
-use crate::failure::failure;
+use crate::failure::{failure, internal};
 
 /// Where it listens, on loopback.
 pub(crate) const PORT: u16 = 8006;
-/// The longest runtime data: reports hold 64 bytes of it at most.
-const RUNTIME_DATA: usize = 64;
+/// What this guest says to who wants to extend the event log.
+const NO_EVENT_LOG: &str = "this guest keeps no event log of its containers: its quotes cover PCR 0 to 9";
 
 #[derive(Clone)]
 struct Api {
@@ -49,6 +51,8 @@ fn router(api: Api) -> Router {
         .route("/info", get(info))
         .route("/aa/token", get(token))
         .route("/aa/evidence", get(evidence))
+        .route("/aa/additional-evidence", get(additional_evidence))
+        .route("/aa/aael", post(extend_event_log))
         .route("/cdh/resource/{repository}/{kind}/{tag}", get(resource))
         .layer(middleware::from_fn(loopback_only))
         .with_state(api)
@@ -74,7 +78,7 @@ async fn resource(
         .map_err(|_| failure(FailureKind::Invalid, "the path is not repository/type/tag"))?;
     let secret = api.attestation.resource(&path).await?;
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((kind, secret.as_bytes().to_vec()).into_response())
+    Ok((kind, Bytes::from_owner(secret)).into_response())
 }
 
 #[derive(Deserialize)]
@@ -83,14 +87,28 @@ struct TokenQuery {
     token_type: String,
 }
 
+#[derive(Serialize)]
+struct TokenAnswer<'a> {
+    token: &'a str,
+    tee_keypair: &'a str,
+}
+
 async fn token(State(api): State<Api>, Query(query): Query<TokenQuery>) -> Result<Response, ApiError> {
     if query.token_type != "kbs" {
         let message = format!("token_type is {:?}, expected \"kbs\"", query.token_type);
         return Err(failure(FailureKind::Invalid, message).into());
     }
     let token = api.attestation.token().await?;
-    let key = String::from_utf8_lossy(token.tee_key_pem.as_bytes()).into_owned();
-    Ok(Json(json!({"token": token.token, "tee_keypair": key})).into_response())
+    let answer = TokenAnswer {
+        token: &token.token,
+        tee_keypair: &String::from_utf8_lossy(token.tee_key_pem.as_bytes()),
+    };
+    // With room for every escape, so that no smaller buffer with a part of the key is left behind.
+    let room = 2 * (token.token.len() + token.tee_key_pem.as_bytes().len()) + 64;
+    let mut body = Zeroizing::new(Vec::with_capacity(room));
+    serde_json::to_writer(&mut *body, &answer).map_err(|error| internal("write the token", &error))?;
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    Ok((kind, Bytes::from_owner(body)).into_response())
 }
 
 #[derive(Deserialize)]
@@ -109,20 +127,32 @@ enum Encoding {
     Base64,
 }
 
-async fn evidence(State(api): State<Api>, Query(query): Query<EvidenceQuery>) -> Result<Response, ApiError> {
-    use base64::Engine as _;
-    let data = match query.encoding {
-        Encoding::Raw => query.runtime_data.into_bytes(),
-        Encoding::Base64 => base64::engine::general_purpose::STANDARD
-            .decode(&query.runtime_data)
-            .map_err(|_| failure(FailureKind::Invalid, "runtime_data is not base64"))?,
-    };
-    if data.len() > RUNTIME_DATA {
-        let message = format!("runtime_data has {} bytes, expected {RUNTIME_DATA} at most", data.len());
-        return Err(failure(FailureKind::Invalid, message).into());
+impl EvidenceQuery {
+    fn runtime_data(self) -> Result<Vec<u8>, Failure> {
+        use base64::Engine as _;
+        match self.encoding {
+            Encoding::Raw => Ok(self.runtime_data.into_bytes()),
+            Encoding::Base64 => base64::engine::general_purpose::STANDARD
+                .decode(&self.runtime_data)
+                .map_err(|_| failure(FailureKind::Invalid, "runtime_data is not base64")),
+        }
     }
-    let evidence = api.attestation.evidence(data).await?;
+}
+
+async fn evidence(State(api): State<Api>, Query(query): Query<EvidenceQuery>) -> Result<Response, ApiError> {
+    let evidence = api.attestation.evidence(query.runtime_data()?).await?;
     Ok(Json(evidence).into_response())
+}
+
+/// The evidence of devices, by device. This guest has none.
+async fn additional_evidence(Query(query): Query<EvidenceQuery>) -> Result<Response, ApiError> {
+    query.runtime_data()?;
+    Ok(Json(json!({})).into_response())
+}
+
+async fn extend_event_log() -> Response {
+    let hint = "put what verifiers are to see into the runtime_data of /aa/evidence";
+    (StatusCode::NOT_IMPLEMENTED, Json(json!({"error": NO_EVENT_LOG, "hint": hint}))).into_response()
 }
 
 /// A failure as an HTTP answer.
@@ -156,6 +186,7 @@ mod tests {
     use axum::extract::connect_info::MockConnectInfo;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
+    use sealpod_attester::{Attester as _, SampleAttester};
     use serde_json::Value;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -165,8 +196,12 @@ mod tests {
 
     const CONTAINER: &str = "127.0.0.1:40000";
 
-    /// Asks as this peer would; gives status and body.
     async fn get(peer: &str, path: &str) -> (u16, String) {
+        ask(peer, "GET", path).await
+    }
+
+    /// Asks as this peer would; gives status and body.
+    async fn ask(peer: &str, method: &str, path: &str) -> (u16, String) {
         let (evidence, init_data) = Evidence::open(Tee::Sample, None).await.unwrap();
         let attestation = Arc::new(Attestation::new(evidence, None, init_data).unwrap());
         let peer: SocketAddr = peer.parse().unwrap();
@@ -175,7 +210,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, router).await });
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -186,9 +221,13 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_pods_own_containers_are_answered() {
-        for path in
-            ["/info", "/aa/evidence?runtime_data=a", "/aa/token?token_type=kbs", "/cdh/resource/a/b/c"]
-        {
+        for path in [
+            "/info",
+            "/aa/evidence?runtime_data=a",
+            "/aa/additional-evidence?runtime_data=a",
+            "/aa/token?token_type=kbs",
+            "/cdh/resource/a/b/c",
+        ] {
             for peer in ["10.0.2.2:40000", "[2001:db8::1]:40000"] {
                 let (status, body) = get(peer, path).await;
                 assert_eq!(status, 403, "{peer} {path}: {body}");
@@ -205,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn evidence_binds_what_a_container_gives_in_either_encoding() {
-        let all = "r".repeat(RUNTIME_DATA);
+        let all = "r".repeat(SampleAttester.report_data_length());
         for (query, bound) in [
             ("runtime_data=abc".to_owned(), "abc"),
             ("runtime_data=YWJj&encoding=raw".to_owned(), "YWJj"),
@@ -220,8 +259,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_this_guest_does_not_have_is_said() {
+        let (status, body) = get(CONTAINER, "/aa/additional-evidence?runtime_data=abc").await;
+        assert_eq!((status, body.as_str()), (200, "{}"));
+        let (status, body) = get(CONTAINER, "/aa/additional-evidence").await;
+        assert_eq!(status, 400, "{body}");
+        let (status, body) = ask(CONTAINER, "POST", "/aa/aael").await;
+        assert_eq!(status, 501, "{body}");
+        assert!(body.contains(NO_EVENT_LOG), "{body}");
+        let (status, body) = get(CONTAINER, "/aa/token?token_type=coco_as").await;
+        assert_eq!(status, 400, "{body}");
+        assert!(body.contains("coco_as") && body.contains("kbs"), "{body}");
+    }
+
+    #[tokio::test]
     async fn what_cannot_be_bound_is_refused() {
-        let long = "r".repeat(RUNTIME_DATA + 1);
+        let long = "r".repeat(SampleAttester.report_data_length() + 1);
         let encoded = STANDARD.encode(&long);
         for query in [
             String::new(),

@@ -21,6 +21,10 @@ pub trait Attester: Send {
     /// What the request to the key broker says of the TEE beforehand (`extra-params`), `null` for nothing.
     fn request_params(&mut self) -> Result<Value, Error>;
 
+    /// How many bytes of report data its evidence binds. Longer ones are cut to that, shorter ones may be filled with
+    /// zeros at the end.
+    fn report_data_length(&self) -> usize;
+
     /// Evidence that binds report data. `challenge` is the broker's answer to the request (`extra-params`).
     fn evidence(&mut self, report_data: &[u8], challenge: &Value) -> Result<Value, Error>;
 

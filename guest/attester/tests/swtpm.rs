@@ -9,6 +9,7 @@ use sealpod_attester::{Attester, Error, TpmAttester};
 use sealpod_evidence::tpm::{Attest, Evidence, PcrSelection, Public, RequestParams, attributes};
 use sealpod_evidence::{HashAlgorithm, fit};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 /// A manufactured TPM that a process emulates.
 struct Emulator {
@@ -89,10 +90,10 @@ impl Drop for Emulator {
 }
 
 impl Transport for Channel {
-    fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>, Error> {
+    fn transmit(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         use std::io::{Read, Write};
         self.0.write_all(command).unwrap();
-        let mut response = vec![0; 4096];
+        let mut response = Zeroizing::new(vec![0; 4096]);
         let length = self.0.read(&mut response).unwrap();
         response.truncate(length);
         Ok(response)
@@ -154,6 +155,17 @@ fn a_credential_that_was_not_made_for_these_keys_is_refused_and_leaves_the_tpm_u
         assert!(matches!(attester.evidence(&[1; 32], &challenge), Err(Error::Tpm { .. })));
     }
     attester.evidence(&[1; 32], &Value::Null).unwrap();
+}
+
+#[test]
+fn a_credential_that_is_longer_than_a_tpm_takes_is_refused() {
+    let emulator = Emulator::start(true);
+    let mut attester = emulator.attester();
+    let long = "AAAA".repeat(1 << 15);
+    for (blob, secret) in [(long.as_str(), "AAAA"), ("AAAA", &long)] {
+        let challenge = serde_json::json!({ "tpm": { "credential_blob": blob, "encrypted_secret": secret } });
+        assert!(matches!(attester.evidence(&[1; 32], &challenge), Err(Error::Protocol(_))));
+    }
 }
 
 #[test]

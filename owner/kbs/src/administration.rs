@@ -10,11 +10,14 @@ use axum::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use sealpod_appraisal::{DEFAULT_POLICY, Policy};
+use sealpod_evidence::HashAlgorithm;
+use sealpod_kbs_protocol::Secret;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::admin_key::Admin;
 use crate::attestation::parse;
+use crate::audit::{Event, Subject};
 use crate::broker::Broker;
 use crate::error::ApiError;
 use crate::resource_policy::{self, ResourcePolicy};
@@ -53,7 +56,7 @@ pub(crate) struct AuditQuery {
 }
 
 pub(crate) async fn set_attestation_policy(
-    _: Admin,
+    admin: Admin,
     State(broker): State<Arc<Broker>>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -63,7 +66,8 @@ pub(crate) async fn set_attestation_policy(
     }
     let text = decode_policy(&body.policy)?;
     Policy::parse("default", &text).map_err(ApiError::malformed)?;
-    save_policy(broker, ATTESTATION_POLICY, text).await
+    let subject = Subject::of_administrator(admin, Event::SetAttestationPolicy);
+    save_policy(broker, subject, ATTESTATION_POLICY, text).await
 }
 
 pub(crate) async fn attestation_policy(
@@ -74,14 +78,15 @@ pub(crate) async fn attestation_policy(
 }
 
 pub(crate) async fn set_resource_policy(
-    _: Admin,
+    admin: Admin,
     State(broker): State<Arc<Broker>>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let body: PolicyBody = parse(&body)?;
     let text = decode_policy(&body.policy)?;
     ResourcePolicy::parse(&text).map_err(ApiError::malformed)?;
-    save_policy(broker, RESOURCE_POLICY, text).await
+    let subject = Subject::of_administrator(admin, Event::SetResourcePolicy);
+    save_policy(broker, subject, RESOURCE_POLICY, text).await
 }
 
 pub(crate) async fn resource_policy(
@@ -93,7 +98,7 @@ pub(crate) async fn resource_policy(
 
 /// `POST reference-value`: sets the accepted values of some ids.
 pub(crate) async fn set_reference_values(
-    _: Admin,
+    admin: Admin,
     State(broker): State<Arc<Broker>>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -106,7 +111,11 @@ pub(crate) async fn set_reference_values(
     if values.keys().any(|id| id.is_empty() || id.len() > MAX_REFERENCE_ID) {
         return Err(ApiError::malformed(format!("an id has 1 to {MAX_REFERENCE_ID} bytes")));
     }
-    let entries = values.into_iter().map(|(id, value)| (id, value.to_string().into_bytes())).collect();
+    let details = serde_json::to_string(&values).map_err(ApiError::internal)?;
+    let subject = Subject::of_administrator(admin, Event::SetReferenceValues);
+    broker.accept(Subject { details: Some(details), ..subject }).await?;
+    let entry = |(id, value): (String, Value)| (id, Secret::new(value.to_string().into_bytes()));
+    let entries = values.into_iter().map(entry).collect();
     broker.store.set(Kind::ReferenceValue, entries).await.map_err(ApiError::store)?;
     Ok(StatusCode::OK)
 }
@@ -151,14 +160,22 @@ fn decode_policy(text: &str) -> Result<String, ApiError> {
     String::from_utf8(bytes).map_err(|error| ApiError::malformed(format!("policy: {error}")))
 }
 
-async fn save_policy(broker: Arc<Broker>, name: &str, text: String) -> Result<StatusCode, ApiError> {
-    let entry = (name.to_owned(), text.into_bytes());
+/// Saves a policy, whose digest is noted.
+async fn save_policy(
+    broker: Arc<Broker>,
+    subject: Subject,
+    name: &str,
+    text: String,
+) -> Result<StatusCode, ApiError> {
+    let digest = hex::encode(HashAlgorithm::Sha256.digest(text.as_bytes()));
+    broker.accept(Subject { details: Some(format!("sha256:{digest}")), ..subject }).await?;
+    let entry = (name.to_owned(), Secret::new(text.into_bytes()));
     broker.store.set(Kind::Setting, vec![entry]).await.map_err(ApiError::store)?;
     Ok(StatusCode::OK)
 }
 
 async fn load_policy(broker: Arc<Broker>, name: &str, default: &str) -> Result<Json<PolicyBody>, ApiError> {
     let stored = broker.store.get(Kind::Setting, name).await.map_err(ApiError::store)?;
-    let policy = URL_SAFE_NO_PAD.encode(stored.unwrap_or_else(|| default.as_bytes().to_vec()));
+    let policy = URL_SAFE_NO_PAD.encode(stored.as_ref().map_or(default.as_bytes(), Secret::as_bytes));
     Ok(Json(PolicyBody { policy_id: None, policy }))
 }

@@ -19,6 +19,7 @@ use sealpod_kbs_protocol::rcar::{self, Attestation, Request, TokenResponse};
 use sealpod_verifier::{Claims, Expected, Refusal, verify};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::audit::{Event, Subject};
 use crate::broker::{Broker, blocking, now};
@@ -44,6 +45,9 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
     if !rcar::VERSIONS.contains(&request.version.as_str()) {
         return Err(ApiError::version(&request.version, &rcar::VERSIONS));
     }
+    if let Err(refusal) = sealpod_verifier::supported(request.tee, &broker.anchors) {
+        return Err(broker.deny(attempt(request.tee), vec![refusal]).await);
+    }
     let params: ExtraParams = match request.extra_params {
         params @ Value::Object(_) => serde_json::from_value(params)
             .map_err(|error| ApiError::malformed(format!("extra-params: {error}")))?,
@@ -53,7 +57,8 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
     let mut extra_params = json!({ "selected-hash-algorithm": hash });
     let mut credential = None;
     if let Some(tpm) = params.tpm.filter(|_| request.tee == Tee::Tpm) {
-        let secret = Secret::new(random()?.to_vec());
+        let secret = Zeroizing::new(random()?);
+        let secret = Secret::new(secret.to_vec());
         let (made, tpm, secret) = {
             let broker = broker.clone();
             let make = move || {
@@ -75,7 +80,6 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
     let nonce = STANDARD.encode(random()?);
     let challenge = Challenge { tee: request.tee, nonce: nonce.clone(), hash, credential };
     let session = broker.sessions.open(challenge).await.map_err(|error| match error {
-        OpenError::TooMany => ApiError::busy(error),
         OpenError::Randomness(_) => ApiError::internal(error),
         OpenError::Store(error) => ApiError::store(error),
     })?;
@@ -184,7 +188,7 @@ fn evaluate(
 
 /// An attestation for the audit log.
 fn attempt(tee: Tee) -> Subject {
-    Subject { event: Event::Attest, tee: Some(tee), resource: None, guest: None }
+    Subject { tee: Some(tee), ..Subject::of_guest(Event::Attest) }
 }
 
 /// The first algorithm that the guest offers and the broker takes; the protocol's default where it offers none.

@@ -1,8 +1,9 @@
-//! The audit log: grants and refusals, with the reason that only the owner learns.
+//! The audit log: grants and refusals, with the reason that only the owner learns, and what administrators do.
 //!
-//! Nothing is given before it is noted. What is about an attested guest is noted always. A refusal of somebody else's,
-//! which anybody can cause at will, is noted as often as the configuration says, and never displaces what is about
-//! attested guests. Of both, the newest entries are kept, as many as the configuration says.
+//! Nothing is given or changed before it is noted, only deleted. What is about an attested guest is noted always, and so is each
+//! secret that an administrator reads, and each change. A refusal of somebody else's, which anybody can cause at will,
+//! is noted as often as the configuration says. None of the three displaces another. Of each, the newest entries are
+//! kept, as many as the configuration says.
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use sealpod_evidence::Tee;
 use sealpod_verifier::Refusal;
 use serde::Serialize;
 
+use crate::admin_key::Admin;
 use crate::broker::{Broker, now};
 use crate::error::ApiError;
 use crate::store::{Class, Store, StoreError};
@@ -33,18 +35,29 @@ struct Entry<'a> {
     resource: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     guest: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    administrator: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a str>,
     /// Why it was refused.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     failures: &'a [Refusal],
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Event {
     /// An attestation.
     Attest,
-    /// A secret.
+    /// A secret that a guest asks for.
     Resource,
+    /// A secret that an administrator reads.
+    ReadResource,
+    SetResource,
+    DeleteResource,
+    SetAttestationPolicy,
+    SetResourcePolicy,
+    SetReferenceValues,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -54,6 +67,8 @@ pub(crate) enum Outcome {
     Granted,
     /// It was not.
     Denied,
+    /// An administrator may: it is done next.
+    Accepted,
 }
 
 /// What somebody asked for.
@@ -66,6 +81,10 @@ pub(crate) struct Subject {
     pub(crate) resource: Option<String>,
     /// The thumbprint of the key that the guest attested, where it did.
     pub(crate) guest: Option<String>,
+    /// The digest of the administrator's key, where it was one.
+    pub(crate) administrator: Option<String>,
+    /// What is set, where that is no secret.
+    pub(crate) details: Option<String>,
 }
 
 impl Broker {
@@ -91,6 +110,11 @@ impl Broker {
         }
     }
 
+    /// Notes what an administrator is about to read or to change. Nothing is done before that.
+    pub(crate) async fn accept(self: &Arc<Self>, subject: Subject) -> Result<(), ApiError> {
+        self.note(subject, Outcome::Accepted, Vec::new()).await.map(drop)
+    }
+
     async fn note(
         self: &Arc<Self>,
         subject: Subject,
@@ -99,7 +123,7 @@ impl Broker {
     ) -> Result<String, ApiError> {
         let class = subject.class(outcome);
         let keep = match class {
-            Class::Guest => self.audit.keep,
+            Class::Guest | Class::Administrator => self.audit.keep,
             Class::Anybody => self.audit.keep_refusals,
         };
         let noted = record(self.store.as_ref(), (class, keep), &subject, outcome, failures).await;
@@ -108,9 +132,20 @@ impl Broker {
 }
 
 impl Subject {
+    /// What a guest asks for, or somebody who says to be one.
+    pub(crate) fn of_guest(event: Event) -> Self {
+        Self { event, tee: None, resource: None, guest: None, administrator: None, details: None }
+    }
+
+    /// What an administrator does.
+    pub(crate) fn of_administrator(admin: Admin, event: Event) -> Self {
+        Self { administrator: Some(admin.key), ..Self::of_guest(event) }
+    }
+
     /// Who can cause an entry about it.
     fn class(&self, outcome: Outcome) -> Class {
         match (outcome, &self.guest) {
+            (Outcome::Accepted, _) => Class::Administrator,
             (Outcome::Denied, None) => Class::Anybody,
             (Outcome::Granted, _) | (Outcome::Denied, Some(_)) => Class::Guest,
         }
@@ -126,7 +161,8 @@ async fn record(
     failures: Vec<Refusal>,
 ) -> Result<String, StoreError> {
     let failures: Vec<Refusal> = failures.into_iter().map(shortened).collect();
-    let Subject { event, tee, resource, guest } = subject;
+    let Subject { event, tee, resource, guest, administrator, details } = subject;
+    let details = details.as_deref().map(cut);
     let (id, time) = (new_id(), now());
     let entry = Entry {
         id: id.clone(),
@@ -136,12 +172,15 @@ async fn record(
         tee: *tee,
         resource: resource.as_deref(),
         guest: guest.as_deref(),
+        administrator: administrator.as_deref(),
+        details: details.as_deref(),
         failures: &failures,
     };
     let json = serde_json::to_vec(&entry).unwrap_or_default();
     store.append_audit(class, keep, &id, json).await?;
     match outcome {
         Outcome::Granted => tracing::info!(id, ?event, resource, guest, "granted"),
+        Outcome::Accepted => tracing::info!(id, ?event, resource, administrator, details, "accepted"),
         Outcome::Denied => {
             let reasons: Vec<String> = failures.iter().map(ToString::to_string).collect();
             tracing::warn!(id, ?event, resource, guest, reasons = reasons.join("; "), "denied");
@@ -152,11 +191,15 @@ async fn record(
 
 /// What came from a guest has bounds.
 fn shortened(refusal: Refusal) -> Refusal {
-    let cut = |text: String| match text.char_indices().nth(MAX_TEXT) {
+    let Refusal { claim, expected, actual } = refusal;
+    Refusal { claim: cut(&claim), expected: cut(&expected), actual: cut(&actual) }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-        None => text,
-    };
-    Refusal { claim: cut(refusal.claim), expected: cut(refusal.expected), actual: cut(refusal.actual) }
+        None => text.to_owned(),
+    }
 }
 
 fn new_id() -> String {

@@ -121,6 +121,7 @@ impl<'de> Visitor<'de> for StoreVisitor {
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
     /// So many of the newest entries about attested guests are kept: all grants, and what such guests were refused.
+    /// Beside them, as many about what administrators did.
     pub keep: u64,
     /// So many of the newest refusals that anybody can cause are kept, beside the others.
     pub keep_refusals: u64,

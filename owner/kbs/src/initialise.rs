@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use zeroize::Zeroizing;
 
 use crate::config::{Audit, Config, Store, Tls, Tpm};
 
@@ -59,9 +60,9 @@ pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
         .mode(0o700)
         .create(folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
-    write(&folder.join("admin.key"), admin.serialize_pem().as_bytes(), 0o600)?;
+    write(&folder.join("admin.key"), Zeroizing::new(admin.serialize_pem()).as_bytes(), 0o600)?;
     write(&folder.join("admin.pub"), admin.public_key_pem().as_bytes(), 0o644)?;
-    write(&folder.join("tls.key"), key.serialize_pem().as_bytes(), 0o600)?;
+    write(&folder.join("tls.key"), Zeroizing::new(key.serialize_pem()).as_bytes(), 0o600)?;
     write(&folder.join("tls.crt"), certificate.pem().as_bytes(), 0o644)?;
     write(&configuration, toml::to_string(&config)?.as_bytes(), 0o644)?;
     Ok(configuration)

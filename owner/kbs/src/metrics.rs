@@ -31,6 +31,8 @@ impl Metrics {
             (Event::Attest, Outcome::Denied) => &self.attestations_denied,
             (Event::Resource, Outcome::Granted) => &self.resources_granted,
             (Event::Resource, Outcome::Denied) => &self.resources_denied,
+            // What administrators do.
+            _ => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }

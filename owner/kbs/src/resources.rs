@@ -8,10 +8,9 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sealpod_appraisal::TokenSigner;
-use sealpod_kbs_protocol::ResourcePath;
 use sealpod_kbs_protocol::jwe::Jwe;
+use sealpod_kbs_protocol::{ResourcePath, Secret};
 use sealpod_verifier::Refusal;
-use zeroize::Zeroizing;
 
 use crate::admin_key::{Admin, bearer};
 use crate::attestation::session_cookie;
@@ -31,9 +30,11 @@ pub(crate) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let path = path(&parts)?;
-    if bearer(&headers).is_some_and(|token| broker.admin.accept(token)) {
+    if let Some(admin) = bearer(&headers).and_then(|token| broker.admin.accept(token)) {
         let secret = find(&broker, &path).await?;
-        return Ok(([(header::CONTENT_TYPE, "application/octet-stream")], secret.to_vec()).into_response());
+        broker.accept(of_administrator(admin, Event::ReadResource, &path)).await?;
+        let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+        return Ok((kind, Bytes::from_owner(secret)).into_response());
     }
     let rules = broker.rules.get().await?;
     let attested = guest(&broker, &rules, &headers).await?;
@@ -47,44 +48,48 @@ pub(crate) async fn get(
         Err(error) => Some(Refusal::new("resource policy", "a policy that can be evaluated", error)),
     };
     let subject = Subject {
-        event: Event::Resource,
-        tee: None,
         resource: Some(path.to_string()),
         guest: Some(attested.key.thumbprint()),
+        ..Subject::of_guest(Event::Resource)
     };
     // A guest that may not have it does not learn whether it is there.
     if let Some(refusal) = refusal {
         return Err(broker.deny(subject, vec![refusal]).await);
     }
     let secret = find(&broker, &path).await?;
-    let jwe = blocking(move || Jwe::seal(&attested.key, &secret)).await?.map_err(ApiError::malformed)?;
+    let jwe =
+        blocking(move || Jwe::seal(&attested.key, secret.as_bytes())).await?.map_err(ApiError::malformed)?;
     broker.grant(subject).await?;
     Ok(Json(jwe).into_response())
 }
 
 /// `POST resource/{repository}/{type}/{tag}`, by the administrator.
 pub(crate) async fn set(
-    _: Admin,
+    admin: Admin,
     State(broker): State<Arc<Broker>>,
     Path(parts): Path<Parts>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
-    let entry = (path(&parts)?.to_string(), Vec::from(body));
+    let path = path(&parts)?;
+    let entry = (path.to_string(), Secret::new(Vec::from(body)));
+    broker.accept(of_administrator(admin, Event::SetResource, &path)).await?;
     broker.store.set(Kind::Resource, vec![entry]).await.map_err(ApiError::store)?;
     Ok(StatusCode::OK)
 }
 
 /// `DELETE resource/{repository}/{type}/{tag}`, by the administrator.
 pub(crate) async fn delete(
-    _: Admin,
+    admin: Admin,
     State(broker): State<Arc<Broker>>,
     Path(parts): Path<Parts>,
 ) -> Result<StatusCode, ApiError> {
-    let name = path(&parts)?.to_string();
-    match broker.store.remove(Kind::Resource, &name).await.map_err(ApiError::store)? {
-        true => Ok(StatusCode::OK),
-        false => Err(ApiError::not_found(format!("there is no resource {name}"))),
+    let path = path(&parts)?;
+    if !broker.store.remove(Kind::Resource, &path.to_string()).await.map_err(ApiError::store)? {
+        return Err(ApiError::not_found(format!("there is no resource {path}")));
     }
+    // Afterwards: it gives nothing away, and on a full disk it makes the room that the note takes.
+    broker.accept(of_administrator(admin, Event::DeleteResource, &path)).await?;
+    Ok(StatusCode::OK)
 }
 
 /// `GET resource`, by the administrator: all paths.
@@ -108,9 +113,13 @@ async fn guest(broker: &Broker, rules: &Rules, headers: &HeaderMap) -> Result<At
     attested.ok_or_else(|| ApiError::not_authenticated("not attested, or not any more"))
 }
 
-async fn find(broker: &Broker, path: &ResourcePath) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+fn of_administrator(admin: Admin, event: Event, path: &ResourcePath) -> Subject {
+    Subject { resource: Some(path.to_string()), ..Subject::of_administrator(admin, event) }
+}
+
+async fn find(broker: &Broker, path: &ResourcePath) -> Result<Secret, ApiError> {
     let found = broker.store.get(Kind::Resource, &path.to_string()).await.map_err(ApiError::store)?;
-    found.map(Zeroizing::new).ok_or_else(|| ApiError::not_found(format!("there is no resource {path}")))
+    found.ok_or_else(|| ApiError::not_found(format!("there is no resource {path}")))
 }
 
 fn path((repository, kind, tag): &Parts) -> Result<ResourcePath, ApiError> {

@@ -84,7 +84,8 @@ impl Rules {
     async fn read_as(store: &dyn Store, revision: String) -> Result<Self, RulesError> {
         let text = async |name, default: &str| -> Result<String, StoreError> {
             let bytes = store.get(Kind::Setting, name).await?;
-            Ok(bytes.map_or_else(|| default.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned()))
+            let bytes = bytes.as_ref().map_or(default.as_bytes(), Secret::as_bytes);
+            Ok(String::from_utf8_lossy(bytes).into_owned())
         };
         let mut references = BTreeMap::new();
         for (id, json) in store.list(Kind::ReferenceValue).await? {
@@ -107,9 +108,8 @@ impl Rules {
 /// The token signing key, made at the first start.
 async fn signing_key(store: &dyn Store) -> Result<Secret, RulesError> {
     if let Some(key) = store.get(Kind::Setting, SIGNING_KEY).await? {
-        return Ok(Secret::new(key));
+        return Ok(key);
     }
-    let key = TokenSigner::generate()?;
     // Another broker may start for the first time, too.
-    Ok(Secret::new(store.settle(Kind::Setting, SIGNING_KEY, key.as_bytes().to_vec()).await?))
+    Ok(store.settle(Kind::Setting, SIGNING_KEY, TokenSigner::generate()?).await?)
 }

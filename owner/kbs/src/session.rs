@@ -17,7 +17,8 @@ use crate::store::StoreError;
 
 /// A challenge is good for so long.
 pub(crate) const CHALLENGE_LIFETIME: Duration = Duration::from_secs(120);
-/// At most so many sessions.
+/// At most so many sessions. Anybody can open one, so where there are as many, the one goes that would end first: of
+/// those that did not attest, or, where all did, of all.
 pub(crate) const MAX_SESSIONS: usize = 20_000;
 
 /// What the broker asked of a guest.
@@ -40,9 +41,6 @@ pub(crate) struct Attested {
 /// Why a session is not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// As many are open as may be.
-    #[error("too many sessions are open")]
-    TooMany,
     /// There is no randomness for its id.
     #[error("there is no randomness")]
     Randomness(#[from] Unspecified),

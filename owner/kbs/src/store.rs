@@ -13,6 +13,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sealpod_kbs_protocol::Secret;
 use tokio::task::JoinError;
 
 use crate::config;
@@ -33,9 +34,11 @@ pub(crate) enum Kind {
     ReferenceValue,
 }
 
-/// Who can cause an entry of the audit log. Those of one class never displace those of another.
+/// Who can cause an entry of the audit log, or whose deed it tells. Those of one class never displace those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
+    /// Whoever has an administrator's key.
+    Administrator,
     /// A guest that attested.
     Guest,
     /// Whoever reaches the broker.
@@ -80,17 +83,17 @@ impl StoreError {
 #[async_trait]
 pub(crate) trait Store: Send + Sync {
     /// An entry's bytes.
-    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Secret>, StoreError>;
     /// Writes entries, all or none.
-    async fn set(&self, kind: Kind, entries: Vec<(String, Vec<u8>)>) -> Result<(), StoreError>;
+    async fn set(&self, kind: Kind, entries: Vec<(String, Secret)>) -> Result<(), StoreError>;
     /// Writes an entry where there is none of its name, and gives the one that is there then. Of several that try, all
     /// get the same.
-    async fn settle(&self, kind: Kind, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError>;
+    async fn settle(&self, kind: Kind, name: &str, value: Secret) -> Result<Secret, StoreError>;
     /// Removes an entry; whether it was there.
     async fn remove(&self, kind: Kind, name: &str) -> Result<bool, StoreError>;
     /// All names, in order.
     async fn names(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
-    /// All entries in the order of their names.
+    /// All entries in the order of their names. For those that are no secrets.
     async fn list(&self, kind: Kind) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
     /// A text that is another one after every change of settings and reference values, whoever made it.
     async fn revision(&self) -> Result<String, StoreError>;

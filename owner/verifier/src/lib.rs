@@ -16,8 +16,8 @@ use serde_json::Value;
 /// Seconds since the Unix epoch.
 pub type UnixSeconds = u64;
 
-/// What evidence must bind.
-#[derive(Clone, Copy, Debug)]
+/// What evidence must bind. It does not print: the credential is a secret.
+#[derive(Clone, Copy)]
 pub struct Expected<'a> {
     /// The hash over the nonce and the guest's key; a TEE takes as much of it as it has room for.
     pub report_data: &'a [u8],
@@ -41,6 +41,21 @@ pub struct TrustAnchors {
     pub allow_sample: bool,
 }
 
+/// What verifies the evidence of a TEE.
+enum Verifier {
+    Tpm,
+    Sample,
+}
+
+/// Checks that evidence of a TEE can be verified, and is wanted.
+///
+/// # Errors
+///
+/// When no evidence of this TEE would be taken.
+pub fn supported(tee: Tee, anchors: &TrustAnchors) -> Result<(), Refusal> {
+    verifier(tee, anchors).map(drop)
+}
+
 /// Verifies evidence and gives what it proves.
 pub fn verify(
     tee: Tee,
@@ -49,9 +64,17 @@ pub fn verify(
     anchors: &TrustAnchors,
     now: UnixSeconds,
 ) -> Result<Claims, Refusal> {
+    match verifier(tee, anchors)? {
+        Verifier::Tpm => tpm::verify(evidence, expected, anchors, now),
+        Verifier::Sample => sample::verify(evidence, expected),
+    }
+}
+
+fn verifier(tee: Tee, anchors: &TrustAnchors) -> Result<Verifier, Refusal> {
     match tee {
-        Tee::Tpm => tpm::verify(evidence, expected, anchors, now),
-        Tee::Sample => sample::verify(evidence, expected, anchors),
+        Tee::Tpm => Ok(Verifier::Tpm),
+        Tee::Sample if anchors.allow_sample => Ok(Verifier::Sample),
+        Tee::Sample => Err(Refusal::new("tee", "a TEE with evidence (sample is not allowed here)", tee)),
         other => Err(Refusal::new("tee", "tpm, or sample where it is allowed", other)),
     }
 }

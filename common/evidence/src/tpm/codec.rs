@@ -118,7 +118,8 @@ impl Writer {
     ///
     /// # Panics
     ///
-    /// If the buffer has more than 65,535 bytes: nothing that a TPM takes does.
+    /// If the buffer has more than 65,535 bytes: nothing that a TPM takes does. What comes from elsewhere must have a
+    /// bound before it gets here.
     pub fn sized(&mut self, bytes: &[u8]) -> &mut Self {
         let length = u16::try_from(bytes.len()).expect("a TPM's buffer is shorter than 64 KiB");
         self.u16(length).bytes(bytes)

@@ -4,6 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// No part of a credential is longer, in bytes: TPMs have RSA keys of 4096 bits and hashes of 512 at most.
+const MAX_CREDENTIAL_PART: usize = 1024;
+
 /// What the guest sends with its request (`extra-params.tpm`): the keys for which it wants a credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,11 +27,11 @@ pub struct RequestParams {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChallengeParams {
-    /// The content of `TPM2B_ID_OBJECT`.
-    #[serde(with = "base64_text")]
+    /// The content of `TPM2B_ID_OBJECT`, at most 1024 bytes.
+    #[serde(serialize_with = "base64_text::serialize", deserialize_with = "credential_part")]
     pub credential_blob: Vec<u8>,
-    /// The content of `TPM2B_ENCRYPTED_SECRET`.
-    #[serde(with = "base64_text")]
+    /// The content of `TPM2B_ENCRYPTED_SECRET`, at most 1024 bytes.
+    #[serde(serialize_with = "base64_text::serialize", deserialize_with = "credential_part")]
     pub encrypted_secret: Vec<u8>,
 }
 
@@ -63,6 +66,16 @@ pub struct QuoteEvidence {
     pub pcrs: Vec<String>,
 }
 
+fn credential_part<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let bytes = base64_text::deserialize(deserializer)?;
+    match bytes.len() {
+        0..=MAX_CREDENTIAL_PART => Ok(bytes),
+        length => Err(serde::de::Error::custom(format!(
+            "a part of the credential has {length} bytes, expected {MAX_CREDENTIAL_PART} at most"
+        ))),
+    }
+}
+
 mod base64_text {
     use super::*;
 
@@ -93,5 +106,27 @@ mod optional_base64_text {
         deserializer: D,
     ) -> Result<Option<Vec<u8>>, D::Error> {
         base64_text::deserialize(deserializer).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_credential_is_no_longer_than_tpms_make_it() {
+        for (blob, secret, good) in [
+            (MAX_CREDENTIAL_PART, MAX_CREDENTIAL_PART, true),
+            (0, 0, true),
+            (MAX_CREDENTIAL_PART + 1, 1, false),
+            (1, MAX_CREDENTIAL_PART + 1, false),
+            (1 << 17, 1 << 17, false),
+        ] {
+            let encode = |length| STANDARD.encode(vec![7; length]);
+            let params = json!({ "credential_blob": encode(blob), "encrypted_secret": encode(secret) });
+            assert_eq!(serde_json::from_value::<ChallengeParams>(params).is_ok(), good, "{blob} {secret}");
+        }
     }
 }

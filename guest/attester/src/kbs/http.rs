@@ -1,4 +1,4 @@
-//! HTTP to the key broker: a pinned certificate, limits, retries while it cannot be reached.
+//! HTTP to the key broker: certificates, limits, retries while it cannot be reached.
 
 use std::time::Duration;
 
@@ -55,22 +55,27 @@ impl Http {
                 config.url
             )));
         }
-        let mut builder = Client::builder()
+        let mut roots = Vec::new();
+        for pem in &config.certificates {
+            let certificates = Certificate::from_pem_bundle(pem.as_bytes()).map_err(unusable)?;
+            if certificates.is_empty() {
+                return Err(Error::Configuration("the certificate is no PEM certificate".into()));
+            }
+            roots.extend(certificates);
+        }
+        if roots.is_empty() && config.url.starts_with("https://") {
+            return Err(Error::Configuration("there is no certificate to trust over https://".into()));
+        }
+        let client = Client::builder()
             .connect_timeout(CONNECT_LIMIT)
             .timeout(REQUEST_LIMIT)
             .redirect(reqwest::redirect::Policy::none())
-            .no_proxy();
-        if let Some(pem) = &config.certificate {
-            let roots = Certificate::from_pem_bundle(pem.as_bytes()).map_err(unusable)?;
-            if roots.is_empty() {
-                return Err(Error::Configuration("the certificate is no PEM certificate".into()));
-            }
-            builder = builder.tls_certs_only(roots);
-        }
-        Ok(Self {
-            client: builder.build().map_err(unusable)?,
-            base: config.url.trim_end_matches('/').to_owned(),
-        })
+            .no_proxy()
+            // A guest has no folder of certificates that others could be looked for in.
+            .tls_certs_only(roots)
+            .build()
+            .map_err(unusable)?;
+        Ok(Self { client, base: config.url.trim_end_matches('/').to_owned() })
     }
 
     /// Sends JSON.

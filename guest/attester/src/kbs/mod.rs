@@ -19,8 +19,9 @@ use session::Session;
 pub struct KbsConfig {
     /// Its address, `http://` or `https://`.
     pub url: String,
-    /// The certificate (PEM) to which its own must chain. The guest trusts no other.
-    pub certificate: Option<String>,
+    /// Certificates (PEM), to one of which its own must chain. The guest trusts no other. Without one, only `http://`
+    /// can be spoken.
+    pub certificates: Vec<String>,
 }
 
 /// An attestation token with the key that it names.
@@ -76,21 +77,21 @@ impl KbsClient {
         Ok(())
     }
 
-    /// The token of the current attestation.
+    /// The token of the current attestation, or of a new one where that one's ends soon.
     pub async fn token(&self) -> Result<Token, Error> {
-        let session = self.session(None).await?;
+        let session = self.session(Session::has_fresh_token).await?;
         let tee_key_pem = session.keys.to_pkcs8_pem().map_err(|error| Error::Evidence(error.to_string()))?;
         Ok(Token { token: session.token.clone(), tee_key_pem })
     }
 
     /// Fetches a resource, attesting first where that is needed.
     pub async fn resource(&self, path: &ResourcePath) -> Result<Secret, Error> {
-        let session = self.session(None).await?;
+        let session = self.session(|_| true).await?;
         match self.fetch(&session, path).await? {
             Some(secret) => Ok(secret),
-            // The broker has forgotten the session: attest once more.
+            // The broker has forgotten the session: attest once more, unless another did so meanwhile.
             None => {
-                let session = self.session(Some(&session)).await?;
+                let session = self.session(|current| !std::ptr::eq(current, &*session)).await?;
                 self.fetch(&session, path).await?.ok_or(Error::Denied { denial: None })
             }
         }
@@ -101,13 +102,11 @@ impl KbsClient {
         *self.timings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The current session, unless it is the one that no longer holds.
-    async fn session(&self, expired: Option<&Arc<Session>>) -> Result<Arc<Session>, Error> {
+    /// The current session if it is good for what it is wanted for, or a new one.
+    async fn session(&self, good: impl Fn(&Session) -> bool) -> Result<Arc<Session>, Error> {
         let mut current = self.session.lock().await;
-        match (&*current, expired) {
-            (Some(session), None) => return Ok(session.clone()),
-            (Some(session), Some(expired)) if !Arc::ptr_eq(session, expired) => return Ok(session.clone()),
-            _ => {}
+        if let Some(session) = current.as_ref().filter(|session| good(session)) {
+            return Ok(session.clone());
         }
         let session = Arc::new(self.handshake().await?);
         *current = Some(session.clone());

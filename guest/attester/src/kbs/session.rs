@@ -1,8 +1,10 @@
 //! The handshake (RCAR, protocol 0.4.0): request, challenge, attestation, response.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sealpod_evidence::{HashAlgorithm, report_data};
 use sealpod_kbs_protocol::jwe::TeeKeyPair;
 use sealpod_kbs_protocol::rcar::{
@@ -20,6 +22,22 @@ pub(super) struct Session {
     pub(super) cookie: String,
     pub(super) token: String,
     pub(super) keys: TeeKeyPair,
+    /// Until then the token is given out: whoever gets it needs time to use it.
+    fresh_until: Instant,
+}
+
+impl Session {
+    /// Whether the token is good for some time to come.
+    pub(super) fn has_fresh_token(&self) -> bool {
+        Instant::now() < self.fresh_until
+    }
+}
+
+/// The claims of a token that say how long it is good for.
+#[derive(Deserialize)]
+struct Lifetime {
+    iat: u64,
+    exp: u64,
 }
 
 /// The part of a challenge's parameters that every TEE has.
@@ -32,6 +50,9 @@ struct ChallengeParams {
 fn default_hash() -> HashAlgorithm {
     HashAlgorithm::Sha384
 }
+
+/// No token counts as good for longer, in seconds.
+const MAX_LIFETIME: u64 = 86_400;
 
 type SharedAttester = Arc<Mutex<Box<dyn Attester>>>;
 
@@ -78,12 +99,20 @@ pub(super) async fn handshake(
     };
     let (body, _) = done(http.post("attest", encode(&attestation)?, Some(&cookie)).await?)?;
     let TokenResponse { token } = decode(&body)?;
+    let fresh_until = evidenced + lifetime(&token) / 5 * 4;
     let timings = Timings {
         challenge: challenged - began,
         evidence: evidenced - challenged,
         token: evidenced.elapsed(),
     };
-    Ok((Session { cookie, token, keys }, timings))
+    Ok((Session { cookie, token, keys, fresh_until }, timings))
+}
+
+/// How long a token is good for from when it was issued: no two clocks are compared. None at all where it does not say.
+fn lifetime(token: &str) -> Duration {
+    let claims = token.split('.').nth(1).and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+    let lifetime = claims.and_then(|claims| serde_json::from_slice::<Lifetime>(&claims).ok());
+    Duration::from_secs(lifetime.map_or(0, |Lifetime { iat, exp }| exp.saturating_sub(iat).min(MAX_LIFETIME)))
 }
 
 /// A TEE's devices block: they are used on a thread of their own.
@@ -110,4 +139,24 @@ fn encode<T: serde::Serialize>(message: &T) -> Result<Vec<u8>, Error> {
 
 fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::Protocol(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_good_for_as_long_as_it_says() {
+        let of = |claims: &str| lifetime(&format!("e30.{}.AAAA", URL_SAFE_NO_PAD.encode(claims)));
+        assert_eq!(of(r#"{"iat": 1000, "exp": 1300, "iss": "a"}"#), Duration::from_secs(300));
+        assert_eq!(of(&json!({ "iat": 0, "exp": u64::MAX }).to_string()), Duration::from_secs(MAX_LIFETIME));
+        for claims in
+            [r#"{"iat": 1300, "exp": 1000}"#, r#"{"exp": 1300}"#, r#"{"iat": -1, "exp": 1}"#, "", "[]"]
+        {
+            assert_eq!(of(claims), Duration::ZERO, "{claims}");
+        }
+        for token in ["", "a", "a.%.c"] {
+            assert_eq!(lifetime(token), Duration::ZERO, "{token}");
+        }
+    }
 }

@@ -174,7 +174,7 @@ impl<T: Transport> Tpm<T> {
             // A session that was used ends with the command; one whose command failed stays.
             self.run(FLUSH_CONTEXT, &[], &[], &session.to_be_bytes())?;
         }
-        let response = Zeroizing::new(activated?);
+        let response = activated?;
         let mut reader = Reader::new(&response, Endian::Big);
         let secret =
             reader.u32().and_then(|_| reader.sized()).map_err(|_| unexpected(ACTIVATE_CREDENTIAL))?;
@@ -208,7 +208,7 @@ impl<T: Transport> Tpm<T> {
         handles: &[Handle],
         sessions: &[Handle],
         body: &[u8],
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
         let Command(name, code) = command;
         let mut rest = Writer::new(Endian::Big);
         for handle in handles {
@@ -240,7 +240,7 @@ impl<T: Transport> Tpm<T> {
         if usize::try_from(length) != Ok(response.len()) {
             return Err(Error::Answer { command: name });
         }
-        Ok(reader.rest().to_vec())
+        Ok(Zeroizing::new(reader.rest().to_vec()))
     }
 }
 

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use crate::Error;
 
 /// A TPM answers one command at a time; no response is longer than this.
@@ -11,8 +13,8 @@ const MAX_RESPONSE: usize = 4096;
 
 /// Carries a command to a TPM and its response back.
 pub trait Transport: Send {
-    /// Gives the response to a command, both with their headers.
-    fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>, Error>;
+    /// Gives the response to a command, both with their headers. A response may have a secret.
+    fn transmit(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error>;
 }
 
 /// The kernel's character device.
@@ -34,13 +36,13 @@ impl Device {
 }
 
 impl Transport for Device {
-    fn transmit(&mut self, command: &[u8]) -> Result<Vec<u8>, Error> {
+    fn transmit(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         let failed = |action| {
             let device = self.name.clone();
             move |source| Error::Device { action, device, source }
         };
         self.file.write_all(command).map_err(failed("write to"))?;
-        let mut response = vec![0; MAX_RESPONSE];
+        let mut response = Zeroizing::new(vec![0; MAX_RESPONSE]);
         let length = self.file.read(&mut response).map_err(failed("read from"))?;
         response.truncate(length);
         Ok(response)

@@ -130,6 +130,10 @@ impl<T: Transport> Attester for TpmAttester<T> {
         Tee::Tpm
     }
 
+    fn report_data_length(&self) -> usize {
+        REPORT_DATA_LENGTH
+    }
+
     fn request_params(&mut self) -> Result<Value, Error> {
         let keys = self.keys()?;
         let params = RequestParams {

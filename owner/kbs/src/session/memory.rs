@@ -37,9 +37,7 @@ impl Sessions for MemorySessions {
         if sessions.len() >= MAX_SESSIONS {
             let now = Instant::now();
             sessions.retain(|_, session| session.expires > now);
-            if sessions.len() >= MAX_SESSIONS {
-                return Err(OpenError::TooMany);
-            }
+            make_room(&mut sessions);
         }
         let state = State::Challenged(Box::new(challenge));
         sessions.insert(id.clone(), Session { state, expires: Instant::now() + CHALLENGE_LIFETIME });
@@ -80,6 +78,17 @@ impl MemorySessions {
     }
 }
 
+fn make_room(sessions: &mut HashMap<String, Session>) {
+    if sessions.len() < MAX_SESSIONS {
+        return;
+    }
+    let last = |session: &Session| (matches!(session.state, State::Attested(_)), session.expires);
+    let goes = sessions.iter().min_by_key(|(_, session)| last(session)).map(|(id, _)| id.clone());
+    if let Some(id) = goes {
+        sessions.remove(&id);
+    }
+}
+
 /// A session that has not expired; one that has is forgotten.
 fn current<'a>(sessions: &'a mut HashMap<String, Session>, id: &str) -> Option<&'a mut Session> {
     if sessions.get(id)?.expires <= Instant::now() {
@@ -99,6 +108,17 @@ mod tests {
         Challenge { tee: Tee::Sample, nonce: "n".into(), hash: HashAlgorithm::Sha384, credential: None }
     }
 
+    fn attestation() -> Attested {
+        let ear = serde_json::from_value(serde_json::json!({
+            "eat_profile": "p", "iat": 0, "exp": 1, "iss": "i",
+            "ear.verifier-id": { "build": "b", "developer": "d" }, "submods": {},
+        }));
+        let key = serde_json::from_value(serde_json::json!({
+            "kty": "EC", "alg": "ECDH-ES+A256KW", "crv": "P-256", "x": "AA", "y": "AA",
+        }));
+        Attested { ear: ear.unwrap(), key: key.unwrap() }
+    }
+
     #[tokio::test]
     async fn an_expired_session_is_forgotten() {
         let sessions = MemorySessions::default();
@@ -109,13 +129,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_number_of_sessions_is_bounded_and_expired_ones_make_room() {
+    async fn the_number_of_sessions_is_bounded_and_nobody_is_locked_out() {
         let sessions = MemorySessions::default();
-        for _ in 0..MAX_SESSIONS {
-            sessions.open(challenge()).await.unwrap();
+        let attested = sessions.open(challenge()).await.unwrap();
+        sessions.answer(&attested).await.unwrap();
+        // It would end first.
+        sessions.attested(&attested, attestation(), Duration::from_secs(60)).await.unwrap();
+        let mut opened = Vec::new();
+        for _ in 1..MAX_SESSIONS {
+            opened.push(sessions.open(challenge()).await.unwrap());
         }
-        assert!(matches!(sessions.open(challenge()).await, Err(OpenError::TooMany)));
-        sessions.lock().values_mut().next().unwrap().expires = Instant::now();
+        // Whether it was answered, and denied, makes no difference.
+        sessions.answer(&opened[0]).await.unwrap();
+        for _ in 0..2 {
+            opened.push(sessions.open(challenge()).await.unwrap());
+        }
+        assert_eq!(sessions.lock().len(), MAX_SESSIONS);
+        for gone in &opened[..2] {
+            assert!(matches!(sessions.answer(gone).await, Err(AnswerError::Unknown)));
+        }
+        for kept in [&opened[2], opened.last().unwrap()] {
+            sessions.answer(kept).await.unwrap();
+        }
+        assert!(sessions.find(&attested).await.unwrap().is_some());
+
+        let expired = opened[10].clone();
+        sessions.lock().get_mut(&expired).unwrap().expires = Instant::now();
         sessions.open(challenge()).await.unwrap();
+        sessions.answer(&opened[3]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_all_attested_the_one_that_ends_first_makes_room() {
+        let sessions = MemorySessions::default();
+        let mut ids = Vec::new();
+        for number in 0..MAX_SESSIONS {
+            let id = sessions.open(challenge()).await.unwrap();
+            let lifetime = Duration::from_secs(if number == 7 { 60 } else { 600 });
+            sessions.attested(&id, attestation(), lifetime).await.unwrap();
+            ids.push(id);
+        }
+        let id = sessions.open(challenge()).await.unwrap();
+        assert!(sessions.find(&ids[7]).await.unwrap().is_none());
+        assert!(sessions.find(&ids[6]).await.unwrap().is_some());
+        sessions.answer(&id).await.unwrap();
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use sealpod_kbs_protocol::Secret;
 use tokio::task::spawn_blocking;
 
 use super::{Class, Kind, Store, StoreError};
@@ -20,6 +21,8 @@ const REFERENCE_VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new(
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 const AUDIT_IDS: TableDefinition<'_, &str, u64> = TableDefinition::new("audit-ids");
 /// The ids of each class of entries, by number.
+const AUDIT_OF_ADMINISTRATORS: TableDefinition<'_, u64, &str> =
+    TableDefinition::new("audit-of-administrators");
 const AUDIT_OF_GUESTS: TableDefinition<'_, u64, &str> = TableDefinition::new("audit-of-guests");
 const AUDIT_OF_ANYBODY: TableDefinition<'_, u64, &str> = TableDefinition::new("audit-of-anybody");
 
@@ -55,6 +58,7 @@ impl Kind {
 impl Class {
     fn table(self) -> TableDefinition<'static, u64, &'static str> {
         match self {
+            Self::Administrator => AUDIT_OF_ADMINISTRATORS,
             Self::Guest => AUDIT_OF_GUESTS,
             Self::Anybody => AUDIT_OF_ANYBODY,
         }
@@ -74,8 +78,9 @@ impl RedbStore {
                 }
                 transaction.open_table(AUDIT)?;
                 transaction.open_table(AUDIT_IDS)?;
-                transaction.open_table(AUDIT_OF_GUESTS)?;
-                transaction.open_table(AUDIT_OF_ANYBODY)?;
+                for class in [Class::Administrator, Class::Guest, Class::Anybody] {
+                    transaction.open_table(class.table())?;
+                }
                 Ok(())
             })
             .await?;
@@ -172,34 +177,34 @@ fn open(path: &Path) -> Result<Database, redb::Error> {
 
 #[async_trait]
 impl Store for RedbStore {
-    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Secret>, StoreError> {
         let name = name.to_owned();
         self.read(move |transaction| {
             let table = transaction.open_table(kind.table())?;
-            Ok(table.get(name.as_str())?.map(|value| value.value().to_vec()))
+            Ok(table.get(name.as_str())?.map(|value| Secret::new(value.value().to_vec())))
         })
         .await
     }
 
-    async fn set(&self, kind: Kind, entries: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
+    async fn set(&self, kind: Kind, entries: Vec<(String, Secret)>) -> Result<(), StoreError> {
         self.change(kind, move |transaction| {
             let mut table = transaction.open_table(kind.table())?;
             for (name, value) in &entries {
-                table.insert(name.as_str(), value.as_slice())?;
+                table.insert(name.as_str(), value.as_bytes())?;
             }
             Ok(())
         })
         .await
     }
 
-    async fn settle(&self, kind: Kind, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    async fn settle(&self, kind: Kind, name: &str, value: Secret) -> Result<Secret, StoreError> {
         let name = name.to_owned();
         self.change(kind, move |transaction| {
             let mut table = transaction.open_table(kind.table())?;
             if let Some(there) = table.get(name.as_str())? {
-                return Ok(there.value().to_vec());
+                return Ok(Secret::new(there.value().to_vec()));
             }
-            table.insert(name.as_str(), value.as_slice())?;
+            table.insert(name.as_str(), value.as_bytes())?;
             Ok(value.clone())
         })
         .await

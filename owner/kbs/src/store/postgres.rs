@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use async_trait::async_trait;
+use sealpod_kbs_protocol::Secret;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSqlOwned, Type};
 
@@ -93,6 +94,7 @@ impl Kind {
 impl Class {
     fn text(self) -> &'static str {
         match self {
+            Self::Administrator => "administrator",
             Self::Guest => "guest",
             Self::Anybody => "anybody",
         }
@@ -101,17 +103,17 @@ impl Class {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn get(&self, kind: Kind, name: &str) -> Result<Option<Secret>, StoreError> {
         let (kind, name) = (kind.text(), name.as_bytes());
         let rows = self.pool.query(GET, &[(&kind, Type::TEXT), (&name, Type::BYTEA)]).await?;
-        Ok(rows.first().map(|row| column(row, 0)).transpose()?)
+        Ok(rows.first().map(|row| column(row, 0)).transpose()?.map(Secret::new))
     }
 
-    async fn set(&self, kind: Kind, entries: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
+    async fn set(&self, kind: Kind, entries: Vec<(String, Secret)>) -> Result<(), StoreError> {
         // In the same order for all, so that none waits for another that waits for it.
-        let entries: BTreeMap<String, Vec<u8>> = entries.into_iter().collect();
+        let entries: BTreeMap<String, Secret> = entries.into_iter().collect();
         let (names, values): (Vec<&[u8]>, Vec<&[u8]>) =
-            entries.iter().map(|(name, value)| (name.as_bytes(), value.as_slice())).unzip();
+            entries.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).unzip();
         let kind = kind.text();
         let parameters: [Parameter<'_>; 3] =
             [(&kind, Type::TEXT), (&names, Type::BYTEA_ARRAY), (&values, Type::BYTEA_ARRAY)];
@@ -119,12 +121,12 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn settle(&self, kind: Kind, name: &str, value: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    async fn settle(&self, kind: Kind, name: &str, value: Secret) -> Result<Secret, StoreError> {
         let (kind, name) = (kind.text(), name.as_bytes());
         let parameters: [Parameter<'_>; 3] =
-            [(&kind, Type::TEXT), (&name, Type::BYTEA), (&value, Type::BYTEA)];
+            [(&kind, Type::TEXT), (&name, Type::BYTEA), (&value.as_bytes(), Type::BYTEA)];
         let rows = self.pool.query(SETTLE, &parameters).await?;
-        Ok(rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or(value))
+        Ok(rows.first().map(|row| column(row, 0)).transpose()?.map_or(value, Secret::new))
     }
 
     async fn remove(&self, kind: Kind, name: &str) -> Result<bool, StoreError> {

@@ -1,7 +1,7 @@
 //! What was acknowledged outlasts the process, however that ends.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -95,7 +95,10 @@ async fn a_second_broker_on_the_same_store_does_not_start() {
 }
 
 /// A file system of its own with little room, in a namespace of its own: no privilege is needed.
-struct SmallDisk(Child);
+struct SmallDisk {
+    holder: Child,
+    folder: PathBuf,
+}
 
 impl SmallDisk {
     fn mount(folder: &Path, size: &str) -> Self {
@@ -110,13 +113,21 @@ impl SmallDisk {
             .unwrap();
         let mut line = [0];
         holder.stdout.take().unwrap().read_exact(&mut line).expect("it is mounted");
-        Self(holder)
+        Self { holder, folder: folder.to_owned() }
+    }
+
+    /// Makes room.
+    fn enlarge(&self, size: &str) {
+        let mut mount = self.command(&Command::new("mount"));
+        mount.args(["-o", &format!("remount,size={size}")]).arg(&self.folder);
+        assert!(mount.status().unwrap().success());
     }
 
     /// What runs a program that sees the disk.
     fn command(&self, program: &Command) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--user", "--mount", "--preserve-credentials", "--target", &self.0.id().to_string()]);
+        let holder = self.holder.id().to_string();
+        command.args(["--user", "--mount", "--preserve-credentials", "--target", &holder]);
         command.arg(program.get_program());
         command
     }
@@ -124,8 +135,8 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
     }
 }
 
@@ -152,6 +163,14 @@ async fn a_full_disk_is_said_and_loses_nothing() {
     assert!(detail.contains("make room"), "{detail}");
     assert!(kept > 5, "{kept}");
 
+    // Nothing is given that cannot be noted.
+    let read = send(broker.admin(Method::GET, "resource/default/large/0")).await;
+    read.error(StatusCode::INSUFFICIENT_STORAGE, "StorageFull");
+    // But room can be made.
+    kept -= 1;
+    let last = format!("resource/default/large/{kept}");
+    send(broker.admin(Method::DELETE, &last)).await.expect(StatusCode::OK);
+    disk.enlarge("8m");
     // What was acknowledged is there, at once and after a restart; what was refused is not.
     for round in 0..2 {
         for number in 0..kept {
@@ -163,9 +182,10 @@ async fn a_full_disk_is_said_and_loses_nothing() {
         broker.kill();
         broker = home.start_as(disk.command(&program()));
     }
-    // Nothing is given that cannot be noted; with room again, all is as before.
+    // With room again, all is as before.
     for number in 0..kept {
-        send(broker.admin(Method::DELETE, &format!("resource/default/large/{number}"))).await;
+        let answer = send(broker.admin(Method::DELETE, &format!("resource/default/large/{number}"))).await;
+        answer.expect(StatusCode::OK);
     }
     Guest::new().attest(&broker).await;
     set(&broker, 0).await.expect(StatusCode::OK);

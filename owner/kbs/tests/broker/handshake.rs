@@ -5,7 +5,7 @@ use reqwest::{Method, StatusCode};
 use sealpod_evidence::HashAlgorithm;
 use serde_json::{Value, json};
 
-use crate::support::{Guest, Home, attest, attestation, auth, challenge, fetch, send, until};
+use crate::support::{Answer, Broker, Guest, Home, attest, attestation, auth, challenge, fetch, send, until};
 
 const SECRET: &str = "default/key/web";
 
@@ -22,7 +22,7 @@ async fn a_guest_that_attested_gets_secrets_sealed_to_its_key() {
     let by_token = broker.request(Method::GET, &format!("resource/{SECRET}")).bearer_auth(&token);
     assert_eq!(guest.open(&send(by_token).await), b"a secret");
 
-    let log = broker.audit().await;
+    let log = broker.audit_of_guests().await;
     let events: Vec<_> = log.iter().map(|entry| (&entry["event"], &entry["outcome"])).collect();
     assert_eq!(
         events,
@@ -195,22 +195,35 @@ async fn sample_evidence_is_refused_unless_it_is_allowed() {
     let home = Home::sample();
     home.configure("allow_sample = true", "allow_sample = false");
     let broker = home.start();
-    let session = challenge(&broker, "sample").await;
-    let refused = attest(&broker, &session.cookie, &Guest::new().attestation(&session.nonce)).await;
-    let entry = broker.reason(&refused).await;
+    let entry = broker.reason(&ask(&broker, "sample").await).await;
     assert_eq!(entry["failures"][0]["claim"], "tee");
     assert_eq!(entry["failures"][0]["actual"], "sample");
 }
 
+/// A request for a challenge.
+async fn ask(broker: &Broker, tee: &str) -> Answer {
+    let request = json!({ "version": "0.4.0", "tee": tee, "extra-params": {} });
+    send(broker.request(Method::POST, "auth").body(request.to_string())).await
+}
+
 #[tokio::test]
-async fn other_tees_evidence_is_refused() {
+async fn a_tee_whose_evidence_nobody_verifies_gets_no_challenge() {
     let home = Home::sample();
     let broker = home.start();
-    for tee in ["snp", "tdx", "sgx", "az-snp-vtpm", "sampledevice", "tpm"] {
-        let session = challenge(&broker, tee).await;
-        let refused = attest(&broker, &session.cookie, &Guest::new().attestation(&session.nonce)).await;
-        assert_eq!(broker.reason(&refused).await["tee"], tee);
+    for tee in ["snp", "tdx", "sgx", "az-snp-vtpm", "sampledevice"] {
+        let entry = broker.reason(&ask(&broker, tee).await).await;
+        assert_eq!((&entry["tee"], &entry["failures"][0]["claim"]), (&json!(tee), &json!("tee")));
     }
+    assert!(broker.text("/metrics").await.contains("kbs_challenges_total 0\n"));
+}
+
+#[tokio::test]
+async fn another_tees_evidence_is_refused() {
+    let home = Home::sample();
+    let broker = home.start();
+    let session = challenge(&broker, "tpm").await;
+    let refused = attest(&broker, &session.cookie, &Guest::new().attestation(&session.nonce)).await;
+    assert_eq!(broker.reason(&refused).await["tee"], "tpm");
 }
 
 #[tokio::test]

@@ -228,6 +228,13 @@ impl Broker {
         answer.json().as_array().unwrap().clone()
     }
 
+    /// Without what administrators did.
+    pub(crate) async fn audit_of_guests(&self) -> Vec<Value> {
+        let mut entries = self.audit().await;
+        entries.retain(|entry| entry.get("administrator").is_none());
+        entries
+    }
+
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }

@@ -32,7 +32,8 @@ pub(super) struct Certified {
 /// The key of an endorsement key certificate that chains to an anchor and is valid now.
 ///
 /// Each anchor is trusted by itself, so a chain may end at an intermediate. Where an anchor's own issuer is an anchor
-/// too, the chain goes on to it, and a revoked or expired root is noticed.
+/// too, the chain goes on to it, and a root that expired is noticed. Revocation lists are not looked at: the owner takes
+/// a revoked authority out of the anchors.
 pub(super) fn certified_key(der: &[u8], anchors: &[Vec<u8>], now: UnixSeconds) -> Result<Certified, Refusal> {
     let refused = |actual: &str| {
         Refusal::new("ek_certificate", "a certificate that chains to a configured authority", actual)

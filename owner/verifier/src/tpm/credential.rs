@@ -11,7 +11,12 @@ use sealpod_evidence::HashAlgorithm;
 use sealpod_evidence::tpm::codec::{Endian, Writer};
 use sealpod_evidence::tpm::{ChallengeParams, Curve, Parameters, Public};
 
+use zeroize::Zeroizing;
+
 use crate::Refusal;
+
+/// What the keys of a credential are derived from. Whoever has it opens the credential.
+type Seed = Zeroizing<Vec<u8>>;
 
 /// Encrypts a secret for the TPM of `endorsement`, bound to the key of the name `object_name`.
 pub(super) fn make(
@@ -29,7 +34,8 @@ pub(super) fn make(
     let integrity_key = kdf_a(hash, &seed, b"INTEGRITY\0", &[], &[], bits(hash))?;
 
     let mut identity = Writer::new(Endian::Big);
-    let mut encrypted = identity.sized(secret).clone().into_bytes();
+    identity.sized(secret);
+    let mut encrypted = identity.into_bytes();
     encrypt(&storage_key, &mut encrypted)?;
     let key = hmac::Key::new(hmac_algorithm(hash)?, &integrity_key);
     let mut context = hmac::Context::with_key(&key);
@@ -43,11 +49,11 @@ pub(super) fn make(
 }
 
 /// A random seed, encrypted with OAEP under the label IDENTITY (part 1 §B.10.4).
-fn rsa_seed(hash: HashAlgorithm, exponent: u32, modulus: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Refusal> {
+fn rsa_seed(hash: HashAlgorithm, exponent: u32, modulus: &[u8]) -> Result<(Seed, Vec<u8>), Refusal> {
     if hash != HashAlgorithm::Sha256 {
         return Err(Refusal::new("ek", "an RSA key with SHA-256 names", hash));
     }
-    let mut seed = vec![0; hash.length()];
+    let mut seed = Zeroizing::new(vec![0; hash.length()]);
     rand::fill(&mut seed).map_err(failed)?;
     let exponent = if exponent == 0 { 65537 } else { exponent };
     let exponent: Vec<u8> = exponent.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
@@ -61,7 +67,7 @@ fn rsa_seed(hash: HashAlgorithm, exponent: u32, modulus: &[u8]) -> Result<(Vec<u
 }
 
 /// A seed agreed upon with a fresh key (part 1 §C.6.4).
-fn ecc_seed(hash: HashAlgorithm, curve: Curve, x: &[u8], y: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Refusal> {
+fn ecc_seed(hash: HashAlgorithm, curve: Curve, x: &[u8], y: &[u8]) -> Result<(Seed, Vec<u8>), Refusal> {
     let algorithm = match curve {
         Curve::P256 => &ECDH_P256,
         Curve::P384 => &ECDH_P384,
@@ -79,8 +85,8 @@ fn ecc_seed(hash: HashAlgorithm, curve: Curve, x: &[u8], y: &[u8]) -> Result<(Ve
 }
 
 /// KDFe (part 1 §11.4.10.3), for as many bits as the hash has.
-fn kdf_e(hash: HashAlgorithm, z: &[u8], label: &[u8], party_u: &[u8], party_v: &[u8]) -> Vec<u8> {
-    hash.digest_parts(&[&1u32.to_be_bytes(), z, label, party_u, party_v])
+fn kdf_e(hash: HashAlgorithm, z: &[u8], label: &[u8], party_u: &[u8], party_v: &[u8]) -> Seed {
+    Zeroizing::new(hash.digest_parts(&[&1u32.to_be_bytes(), z, label, party_u, party_v]))
 }
 
 /// KDFa (part 1 §11.4.10.2), for at most as many bits as the hash has.
@@ -91,13 +97,13 @@ fn kdf_a(
     context_u: &[u8],
     context_v: &[u8],
     bits: u16,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let key = hmac::Key::new(hmac_algorithm(hash)?, key);
     let mut context = hmac::Context::with_key(&key);
     for part in [&1u32.to_be_bytes(), label, context_u, context_v, &u32::from(bits).to_be_bytes()] {
         context.update(part);
     }
-    let mut derived = context.sign().as_ref().to_vec();
+    let mut derived = Zeroizing::new(context.sign().as_ref().to_vec());
     derived.truncate(usize::from(bits / 8));
     Ok(derived)
 }

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rstest::rstest;
 use sealpod_evidence::Tee;
-use sealpod_verifier::{Claims, Expected, Refusal, TrustAnchors, verify};
+use sealpod_verifier::{Claims, Expected, Refusal, TrustAnchors, supported, verify};
 use serde_json::{Value, json};
 
 use crate::support::{NOW, assert_refused};
@@ -62,4 +62,18 @@ fn sample_evidence_of_another_shape_is_refused(#[case] evidence: Value) {
 #[case(Tee::Sgx)]
 fn a_tee_without_a_verifier_is_refused(#[case] tee: Tee) {
     assert_refused(verify_as(tee, &evidence(&REPORT_DATA), true), "tee", &tee.to_string());
+}
+
+#[test]
+fn what_would_be_refused_in_any_case_is_known_without_evidence() {
+    for (tee, allow_sample, good) in [
+        (Tee::Tpm, false, true),
+        (Tee::Sample, true, true),
+        (Tee::Sample, false, false),
+        (Tee::Snp, true, false),
+        (Tee::Sampledevice, true, false),
+    ] {
+        let anchors = TrustAnchors { allow_sample, ..TrustAnchors::default() };
+        assert_eq!(supported(tee, &anchors).is_ok(), good, "{tee}");
+    }
 }

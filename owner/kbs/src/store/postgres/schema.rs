@@ -9,7 +9,7 @@ use super::error::PostgresError;
 
 /// From each version to the next, the first from an empty database. Brokers of one version before must be able to go on
 /// while they are replaced.
-const STEPS: [&str; 1] = [include_str!("1.sql")];
+const STEPS: [&str; 2] = [include_str!("1.sql"), include_str!("2.sql")];
 /// Of PostgreSQL's advisory locks, ours: "sealpod" in ASCII.
 const LOCK: i64 = 0x0073_6561_6c70_6f64;
 /// Another broker may be at it.

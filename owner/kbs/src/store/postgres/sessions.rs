@@ -23,14 +23,18 @@ use crate::session::{
 };
 use crate::store::StoreError;
 
-/// Each session that is opened clears away some that have expired, but never waits for another that does the same.
+/// Each session that is opened clears away some that have expired, and what is too many: of those that did not attest
+/// first, the ones that end first. It never waits for another that does the same.
 const OPEN: &str = "\
     WITH expired AS ( \
         DELETE FROM sealpod.session WHERE id IN ( \
-            SELECT id FROM sealpod.session WHERE expires <= now() LIMIT 64 FOR UPDATE SKIP LOCKED)) \
-    INSERT INTO sealpod.session (id, challenge, expires) SELECT $1, $2, now() + make_interval(secs => $3) \
-        WHERE (SELECT count(*) FROM sealpod.session WHERE expires > now()) < $4 \
-        RETURNING true";
+            SELECT id FROM sealpod.session WHERE expires <= now() LIMIT 64 FOR UPDATE SKIP LOCKED)), \
+    surplus AS ( \
+        DELETE FROM sealpod.session WHERE id IN ( \
+            SELECT id FROM sealpod.session WHERE expires > now() ORDER BY attested IS NOT NULL, expires \
+                LIMIT greatest(0, (SELECT count(*) FROM sealpod.session WHERE expires > now()) - $4 + 1) \
+                FOR UPDATE SKIP LOCKED)) \
+    INSERT INTO sealpod.session (id, challenge, expires) VALUES ($1, $2, now() + make_interval(secs => $3))";
 /// Of several at a time, the first changes the row; the others wait for it, look again and find no such row.
 const ANSWER: &str = "\
     UPDATE sealpod.session SET answered = true \
@@ -54,8 +58,8 @@ struct StoredChallenge {
 #[derive(Serialize, Deserialize)]
 struct StoredCredential {
     tpm: RequestParams,
-    /// base64.
-    secret: String,
+    #[serde(with = "base64_secret")]
+    secret: Secret,
 }
 
 /// What an attestation gave as the database has it: JSON.
@@ -79,8 +83,8 @@ impl Sessions for PostgresStore {
             (&lifetime, Type::FLOAT8),
             (&limit, Type::INT8),
         ];
-        let opened = self.pool.query(OPEN, &parameters).await.map_err(StoreError::from)?;
-        if opened.is_empty() { Err(OpenError::TooMany) } else { Ok(id) }
+        self.pool.query(OPEN, &parameters).await.map_err(StoreError::from)?;
+        Ok(id)
     }
 
     async fn answer(&self, id: &str) -> Result<Challenge, AnswerError> {
@@ -91,7 +95,7 @@ impl Sessions for PostgresStore {
         };
         if let Some(row) = query(ANSWER).await?.first() {
             let stored: StoredChallenge = read(row)?;
-            return Ok(stored.into_challenge()?);
+            return Ok(stored.into());
         }
         let known = !query(IS_KNOWN).await?.is_empty();
         Err(if known { AnswerError::Answered } else { AnswerError::Unknown })
@@ -119,22 +123,31 @@ impl Sessions for PostgresStore {
 impl From<Challenge> for StoredChallenge {
     fn from(challenge: Challenge) -> Self {
         let Challenge { tee, nonce, hash, credential } = challenge;
-        let credential = credential
-            .map(|(tpm, secret)| StoredCredential { tpm, secret: STANDARD.encode(secret.as_bytes()) });
+        let credential = credential.map(|(tpm, secret)| StoredCredential { tpm, secret });
         Self { tee, nonce, hash, credential }
     }
 }
 
-impl StoredChallenge {
-    fn into_challenge(self) -> Result<Challenge, StoreError> {
-        let Self { tee, nonce, hash, credential } = self;
-        let open = |StoredCredential { tpm, secret }| {
-            let secret =
-                STANDARD.decode(Zeroizing::new(secret).as_bytes()).map_err(serde::de::Error::custom)?;
-            Ok((tpm, Secret::new(secret)))
-        };
-        let credential = credential.map(open).transpose().map_err(PostgresError::Session)?;
-        Ok(Challenge { tee, nonce, hash, credential })
+impl From<StoredChallenge> for Challenge {
+    fn from(stored: StoredChallenge) -> Self {
+        let StoredChallenge { tee, nonce, hash, credential } = stored;
+        let credential = credential.map(|StoredCredential { tpm, secret }| (tpm, secret));
+        Self { tee, nonce, hash, credential }
+    }
+}
+
+mod base64_secret {
+    use serde::{Deserializer, Serializer};
+
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(secret.as_bytes())))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        STANDARD.decode(text.as_bytes()).map(Secret::new).map_err(serde::de::Error::custom)
     }
 }
 

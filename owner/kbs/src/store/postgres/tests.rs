@@ -11,7 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rstest::rstest;
 
 use super::*;
-use crate::session::{AnswerError, OpenError, Sessions};
+use crate::session::{AnswerError, Sessions};
 use crate::store::database::{Database, ENCODED_PASSWORD};
 use crate::store::tests::challenge;
 
@@ -48,9 +48,26 @@ async fn brokers_that_start_together_make_the_tables_once() {
 async fn tables_of_a_later_version_are_left_alone() {
     let database = Database::start();
     open(&database).await;
-    database.ask("UPDATE sealpod.version SET number = 2");
+    database.ask("UPDATE sealpod.version SET number = 3");
     let error = PostgresStore::open(&database.url_file()).await.err().unwrap();
-    assert!(matches!(error, PostgresError::Newer { found: 2, known: 1 }), "{error}");
+    assert!(matches!(error, PostgresError::Newer { found: 3, known: 2 }), "{error}");
+    assert_eq!(database.ask("SELECT number FROM sealpod.version"), "3");
+}
+
+#[tokio::test]
+async fn tables_of_an_earlier_version_are_brought_up_to_date() {
+    let database = Database::start();
+    let store = open(&database).await;
+    store.append_audit(Class::Guest, 9, "a", b"granted".into()).await.unwrap();
+    database.ask(
+        "UPDATE sealpod.version SET number = 1; DELETE FROM sealpod.audit_class WHERE class = 'administrator'",
+    );
+    // A broker of the version before goes on meanwhile.
+    let updated = open(&database).await;
+    store.append_audit(Class::Guest, 9, "b", b"granted, too".into()).await.unwrap();
+    updated.append_audit(Class::Administrator, 9, "c", b"set".into()).await.unwrap();
+    let entries: [&[u8]; 3] = [b"granted", b"granted, too", b"set"];
+    assert_eq!(updated.latest_audit(9).await.unwrap(), entries);
     assert_eq!(database.ask("SELECT number FROM sealpod.version"), "2");
 }
 
@@ -62,7 +79,7 @@ async fn entries_are_set_all_or_none() {
     // No name is as long as this in an index, not even compressed.
     let long: String =
         (0..6000_u32).map(|number| char::from_u32(0x4e00 + number * 7 % 9973).unwrap()).collect();
-    let entries = vec![("a".to_owned(), b"1".to_vec()), (long, b"2".to_vec())];
+    let entries = vec![("a".to_owned(), Secret::new(b"1".to_vec())), (long, Secret::new(b"2".to_vec()))];
     let error = store.set(Kind::Setting, entries).await.unwrap_err();
     assert!(!error.is_temporary() && !error.is_full(), "{error}");
     assert_eq!(store.names(Kind::Setting).await.unwrap(), [""; 0]);
@@ -85,18 +102,41 @@ async fn an_audit_log_to_which_many_append_has_no_gaps_and_the_bound_holds() {
 }
 
 #[tokio::test]
-async fn the_number_of_sessions_is_bounded_and_expired_ones_make_room_and_go() {
+async fn the_number_of_sessions_is_bounded_and_nobody_is_locked_out() {
     let database = Database::start();
     let store = open(&database).await;
+    // The first three would end first, but two of them attested; of one the answer was denied.
     database.ask(
-        "INSERT INTO sealpod.session (id, challenge, expires) \
-         SELECT number::text::bytea, '', now() + interval '1 minute' FROM generate_series(1, 20000) AS number",
+        "INSERT INTO sealpod.session (id, challenge, expires, answered, attested) \
+         SELECT number::text::bytea, '', now() + interval '1 minute' + number * interval '1 millisecond', \
+             number <= 3, CASE WHEN number <= 2 THEN ''::bytea END FROM generate_series(1, 20000) AS number",
     );
-    assert!(matches!(Sessions::open(&store, challenge()).await, Err(OpenError::TooMany)));
-    database.ask("UPDATE sealpod.session SET expires = now() WHERE id IN ('1', '2')");
-    assert!(matches!(store.answer("1").await, Err(AnswerError::Unknown)));
+    let there = |ids: &str| {
+        database.ask(&format!(
+            "SELECT string_agg(encode(id, 'escape'), ' ' ORDER BY encode(id, 'escape')) FROM sealpod.session \
+             WHERE id IN ({ids})"
+        ))
+    };
+    let id = Sessions::open(&store, challenge()).await.unwrap();
+    assert_eq!(database.ask("SELECT count(*) FROM sealpod.session"), "20000");
+    assert_eq!(there("'1', '2', '3', '4', '5'"), "1 2 4 5");
     Sessions::open(&store, challenge()).await.unwrap();
+    assert_eq!(there("'1', '2', '3', '4', '5'"), "1 2 5");
+    store.answer(&id).await.unwrap();
+    // What has expired makes room, too.
+    database.ask("UPDATE sealpod.session SET expires = now() WHERE id IN ('1', '7')");
+    assert!(matches!(store.answer("7").await, Err(AnswerError::Unknown)));
+    Sessions::open(&store, challenge()).await.unwrap();
+    assert_eq!(there("'1', '2', '5', '6', '7', '8'"), "2 5 6 8");
     assert_eq!(database.ask("SELECT count(*) FROM sealpod.session"), "19999");
+    // Where all attested, the one that ends first goes.
+    database.ask(
+        "UPDATE sealpod.session SET attested = ''; INSERT INTO sealpod.session (id, challenge, expires, attested) \
+         VALUES ('first', '', now() + interval '1 second', '')",
+    );
+    Sessions::open(&store, challenge()).await.unwrap();
+    assert_eq!(there("'first', '2'"), "2");
+    assert_eq!(database.ask("SELECT count(*) FROM sealpod.session"), "20000");
     database.ask("UPDATE sealpod.session SET expires = now()");
     for _ in 0..400 {
         Sessions::open(&store, challenge()).await.unwrap();
@@ -125,7 +165,7 @@ async fn a_full_disk_is_told_from_other_failures() {
          $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full', DETAIL = 'a detail'; END $$; \
          CREATE TRIGGER full_disk BEFORE INSERT ON sealpod.entry FOR EACH ROW EXECUTE FUNCTION full_disk()",
     );
-    let error = store.set(Kind::Resource, vec![("a".into(), b"1".into())]).await.unwrap_err();
+    let error = store.set(Kind::Resource, vec![("a".into(), Secret::new(b"1".into()))]).await.unwrap_err();
     assert!(error.is_full(), "{error}");
     assert_eq!(error.to_string(), "the database failed: could not extend file (53100)");
     database.ask("DROP TABLE sealpod.entry");
@@ -137,13 +177,13 @@ async fn a_full_disk_is_told_from_other_failures() {
 async fn a_database_that_was_away_is_found_again() {
     let mut database = Database::start();
     let store = open(&database).await;
-    store.set(Kind::Resource, vec![("a".into(), b"1".into())]).await.unwrap();
+    store.set(Kind::Resource, vec![("a".into(), Secret::new(b"1".into()))]).await.unwrap();
     database.kill();
     let error = store.get(Kind::Resource, "a").await.unwrap_err();
     assert!(error.is_temporary(), "{error}");
     database.restart();
     until_it_answers(&store).await;
-    assert_eq!(store.get(Kind::Resource, "a").await.unwrap().unwrap(), b"1");
+    assert_eq!(store.get(Kind::Resource, "a").await.unwrap().unwrap().as_bytes(), b"1");
 }
 
 #[tokio::test]
@@ -158,7 +198,7 @@ async fn a_statement_that_waits_for_another_is_given_up_and_its_connection_too()
     assert!(errors.iter().all(|result| result.as_ref().is_err_and(StoreError::is_temporary)), "{errors:?}");
     drop(blocker);
     until_it_answers(&store).await;
-    assert_eq!(store.get(Kind::Resource, "a").await.unwrap(), None);
+    assert!(store.get(Kind::Resource, "a").await.unwrap().is_none());
     let mine = "SELECT count(*) <= 16 FROM pg_stat_activity WHERE application_name = 'sealpod-kbs'";
     assert_eq!(database.ask(mine), "t");
 }

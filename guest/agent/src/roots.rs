@@ -1,13 +1,14 @@
-//! Whom registries' certificates may come from: what browsers trust, and what the owner adds.
+//! Whom servers' certificates may come from: what browsers trust, and what the owner adds.
 //!
-//! An image's authenticity never rests on these: its policy, signatures and digests decide that.
+//! They are for registries, and for a key broker whose certificate the owner did not pin. An image's authenticity
+//! never rests on these: its policy, signatures and digests decide that. A secret is sealed to the guest's key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
 /// The owner's certificates and the public ones, each in PEM.
-pub(super) fn with(more: &[String]) -> Vec<String> {
+pub(crate) fn with(more: &[String]) -> Vec<String> {
     let public = TLS_SERVER_ROOT_CERTS.iter().map(|certificate| pem(certificate));
     public.chain(more.iter().cloned()).collect()
 }
