@@ -79,10 +79,15 @@ impl Error {
         message
     }
 
+    /// The hint.
+    pub(crate) fn next_step(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Prints the failure to standard error.
     pub(crate) fn report(&self) {
         output::note(format!("error: {}", self.message()));
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = self.next_step() {
             output::note(format!("hint: {hint}"));
         }
     }

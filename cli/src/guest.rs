@@ -25,8 +25,14 @@ pub(crate) struct GuestArgs {
 #[derive(Debug, Subcommand)]
 enum GuestCommand {
     /// Make a guest: kernel, initrd, firmware and command line in one folder; the same inputs give the same bytes
+    #[command(after_help = "Examples:
+  sealpod guest build
+  sealpod guest build --agent sealpod-agent --output guest/")]
     Build(BuildArgs),
     /// Compute from a guest's files alone what a machine that boots it will measure
+    #[command(after_help = "Examples:
+  sealpod guest measure guest/
+  sealpod guest measure guest/ --json > measurements.json")]
     Measure {
         /// The guest's folder
         #[arg(env = "SEALPOD_GUEST")]

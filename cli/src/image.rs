@@ -1,5 +1,7 @@
 //! `sealpod image`: make, encrypt, sign, push and look at images.
 
+mod hints;
+
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,8 +36,14 @@ pub(crate) struct ImageArgs {
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
     /// Make an image from a root folder; the same folder gives the same image
+    #[command(after_help = "Examples:
+  sealpod image build root/ --cmd /app/serve --output web/
+  sealpod image build root/ --config config.json --user 1000:1000 --env MODE=production --output web/")]
     Build(BuildArgs),
     /// Encrypt an image's layers for one or more recipients
+    #[command(after_help = "Examples:
+  sealpod image encrypt --recipient provider:attestation-agent:keyid=kbs:///default/key/web::keypath=web.key web/ sealed/
+  sealpod image encrypt --recipient jwe:reviewer.pem web/ sealed/")]
     Encrypt {
         /// jwe:PUBLIC-KEY-FILE, or provider:attestation-agent:keyid=kbs:///REPOSITORY/TYPE/TAG::keypath=FILE
         #[arg(long, required = true, value_name = "RECIPIENT")]
@@ -46,6 +54,9 @@ enum ImageCommand {
         to: PathBuf,
     },
     /// Push an image to a registry
+    #[command(after_help = "Examples:
+  sealpod image push --authfile ~/.docker/config.json sealed/ registry.example/web:1
+  sealpod image push --plain-http sealed/ localhost:5000/web:1")]
     Push {
         #[command(flatten)]
         registry: RegistryArgs,
@@ -55,6 +66,9 @@ enum ImageCommand {
         to: String,
     },
     /// Sign an image in a registry, as cosign does with a key
+    #[command(after_help = "Examples:
+  sealpod image sign --key signing.key registry.example/web:1
+  sealpod image sign --key signing.key --plain-http --identity registry.example/web:1 localhost:5000/web:1")]
     Sign {
         #[command(flatten)]
         registry: RegistryArgs,
@@ -68,12 +82,17 @@ enum ImageCommand {
         image: String,
     },
     /// Make a key pair for signing: FILE.key and FILE.pub
+    #[command(after_help = "Examples:
+  sealpod image keygen --output signing")]
     Keygen {
         /// The files' name without its ending
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
     /// Show what anybody who has the image can see of it
+    #[command(after_help = "Examples:
+  sealpod image inspect sealed/
+  sealpod image inspect --json registry.example/web:1")]
     Inspect {
         #[command(flatten)]
         registry: RegistryArgs,
@@ -162,7 +181,8 @@ fn build(args: BuildArgs) -> Result<()> {
     set("User", args.user.map(Value::from));
     set("WorkingDir", args.workdir.map(Value::from));
     let progress = Progress::start("building the image");
-    let layout = author::build(&BuildOptions { root: args.root, config, output: args.output })?;
+    let options = BuildOptions { root: args.root, config, output: args.output };
+    let layout = author::build(&options).map_err(hints::of_folder)?;
     drop(progress);
     output::line(layout.digest.to_string())
 }
@@ -173,7 +193,7 @@ fn encrypt(recipients: &[String], from: &Path, to: &Path) -> Result<()> {
         .map(|text| Recipient::parse(text).context(format!("{text:?} is no recipient")))
         .collect::<Result<Vec<_>>>()?;
     let progress = Progress::start("encrypting the layers");
-    let layout = author::encrypt(&Layout::open(from)?, to, &recipients)?;
+    let layout = author::encrypt(&Layout::open(from)?, to, &recipients).map_err(hints::of_folder)?;
     drop(progress);
     output::line(layout.digest.to_string())
 }
@@ -188,7 +208,8 @@ async fn push(registry: &RegistryArgs, from: &Path, to: &str) -> Result<()> {
         pushed.set(pushed.get() + bytes);
         progress.say(format!("pushing to {reference}: {}", output::bytes(pushed.get())));
     })
-    .await?;
+    .await
+    .map_err(|error| hints::of_registry(error, registry))?;
     drop(progress);
     output::line(format!("{}@{digest}", reference.name()))
 }
@@ -201,7 +222,9 @@ async fn sign(registry: &RegistryArgs, key: &Path, identity: Option<String>, ima
         Some(identity) => parse(&identity)?.to_string(),
         None => reference.to_string(),
     };
-    let digest = author::sign(&registry.client(&reference)?, &reference, &identity, &key).await?;
+    let digest = author::sign(&registry.client(&reference)?, &reference, &identity, &key)
+        .await
+        .map_err(|error| hints::of_registry(error, registry))?;
     output::line(format!("signed {digest} as {identity}"))
 }
 
@@ -244,7 +267,9 @@ async fn inspect(registry: &RegistryArgs, image: &str, json: bool) -> Result<()>
         author::inspect_layout(&Layout::open(folder)?)?
     } else {
         let reference = parse(image)?;
-        author::inspect_reference(&registry.client(&reference)?, &reference).await?
+        author::inspect_reference(&registry.client(&reference)?, &reference)
+            .await
+            .map_err(|error| hints::of_registry(error, registry))?
     };
     if json { output::json(&inspection) } else { show(&inspection) }
 }

@@ -15,7 +15,7 @@ use crate::output;
 guests whose init data it knows. Register the digest as the reference value `init_data`.
 
 Examples:
-  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
+  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
       --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml
   sealpod kbs reference-value set init_data $(sealpod init-data digest web.toml)
   sealpod run --init-data web.toml registry.example/web:1"
@@ -28,13 +28,20 @@ pub(crate) struct InitDataArgs {
 #[derive(Debug, Subcommand)]
 enum InitDataCommand {
     /// Write init data (TOML) to standard output
+    #[command(after_help = "Examples:
+  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
+      --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml")]
     Create(Source),
     /// Print the digest that the guest measures and the key broker compares
+    #[command(after_help = "Examples:
+  sealpod init-data digest web.toml")]
     Digest {
         /// The init data
         file: PathBuf,
     },
     /// Print the value of the pod annotation `io.katacontainers.config.hypervisor.cc_init_data`
+    #[command(after_help = "Examples:
+  sealpod init-data annotation web.toml")]
     Annotation {
         /// The init data
         file: PathBuf,

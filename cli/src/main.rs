@@ -52,6 +52,9 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  sealpod completions bash > ~/.local/share/bash-completion/completions/sealpod
+  sealpod completions fish > ~/.config/fish/completions/sealpod.fish")]
     Completions {
         /// Which shell
         shell: Shell,
@@ -129,5 +132,19 @@ mod tests {
         for subcommand in command.get_subcommands() {
             assert!(subcommand.get_about().is_some(), "{} has no help", subcommand.get_name());
         }
+    }
+
+    #[test]
+    fn every_command_has_an_example_of_itself() {
+        fn check(command: &clap::Command, name: &str) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let is_example =
+                |line: &str| line.starts_with("  ") && format!("{line} ").contains(&format!("{name} "));
+            assert!(help.lines().any(is_example), "{name} has no example");
+            for subcommand in command.get_subcommands() {
+                check(subcommand, &format!("{name} {}", subcommand.get_name()));
+            }
+        }
+        check(&Arguments::command(), "sealpod");
     }
 }

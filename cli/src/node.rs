@@ -80,6 +80,9 @@ struct InstallArgs {
 
 /// Take everything back: files that nobody else edited are as they were, byte by byte
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sealpod node uninstall --dry-run
+  sealpod node uninstall")]
 struct UninstallArgs {
     #[command(flatten)]
     places: PlaceArgs,
@@ -99,7 +102,11 @@ struct UninstallArgs {
 
 /// Show what is installed, and whether it is as it was installed and runs
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status 0 if it is installed and all is well, 1 otherwise.")]
+#[command(after_help = "Exit status 0 if it is installed and all is well, 1 otherwise.
+
+Examples:
+  sealpod node status
+  sealpod node status --json")]
 struct StatusArgs {
     #[command(flatten)]
     places: PlaceArgs,
@@ -110,7 +117,11 @@ struct StatusArgs {
 
 /// Check whether this node can run pods in measured VMs, and say what to do where it can not
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status 0 if pods can run here, 1 otherwise.")]
+#[command(after_help = "Exit status 0 if pods can run here, 1 otherwise.
+
+Examples:
+  sealpod node doctor
+  sealpod node doctor --json")]
 struct DoctorArgs {
     #[command(flatten)]
     places: PlaceArgs,

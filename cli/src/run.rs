@@ -1,6 +1,7 @@
 //! `sealpod run`: an image in a measured VM, as `podman run` would show it.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use crate::init_data;
 use crate::output::{self, Progress};
 use crate::pod::signals::Signals;
 use crate::pod::streams::{Attached, Attachment, Outcome, attach};
-use crate::pod::{ANSWER_LIMIT, CONTAINER, agent_error, control, data_folder};
+use crate::pod::{ANSWER_LIMIT, CONTAINER, agent_error, control, data_folder, random_id};
 
 /// Run an image in a new measured VM; streams, signals and exit status are the container's
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) struct RunArgs {
     /// Set a variable; without a value it is taken from this environment
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     environment: Vec<String>,
-    /// Forward a TCP port of this machine's to the pod (host port 0 takes a free one)
+    /// Forward a TCP port of this machine's to the pod (host port 0 takes a free one, which `sealpod ps` shows)
     #[arg(short, long = "port", value_name = "[ADDRESS:]HOST:POD")]
     ports: Vec<PortForward>,
     /// The VM's memory, as 512M or 2G
@@ -124,14 +125,37 @@ struct Report {
 
 /// Runs the pod and gives the container's exit status.
 pub(crate) async fn run(args: RunArgs) -> Result<ExitCode> {
+    let file = args.report.as_deref().map(ReportFile::open).transpose().map_err(Error::of_pod)?;
     let mut report = Report::default();
     let outcome = run_pod(&args, &mut report).await.map_err(Error::of_pod);
-    if let Some(path) = &args.report {
+    if let Some(file) = file {
         report.error = outcome.as_ref().err().map(Error::message);
-        let json = serde_json::to_vec_pretty(&report)?;
-        std::fs::write(path, json).context(format!("cannot write the report {}", path.display()))?;
+        if let Err(error) = file.write(&report) {
+            // The exit status stays the container's.
+            output::note(format!("warning: {}", error.message()));
+        }
     }
     outcome
+}
+
+/// Where the report goes: opened before anything starts, since afterwards it would be too late to name another.
+struct ReportFile<'a> {
+    path: &'a Path,
+    file: std::fs::File,
+}
+
+impl<'a> ReportFile<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let file = std::fs::File::create(path)
+            .context(format!("cannot write the report {}", path.display()))
+            .hint("name a file in a folder that is there and yours to write to")?;
+        Ok(Self { path, file })
+    }
+
+    fn write(mut self, report: &Report) -> Result<()> {
+        let json = serde_json::to_vec_pretty(report)?;
+        self.file.write_all(&json).context(format!("cannot write the report {}", self.path.display()))
+    }
 }
 
 /// What a pod is made of, read and checked before anything boots.
@@ -261,7 +285,7 @@ async fn start_container(
 
     progress.say("preparing the container");
     ask(agent, Request::CreateContainer(Box::new(plan.container)), report).await?;
-    let control = control::Control::open(&plan.name, &args.image, agent.clone())?;
+    let control = control::Control::open(&plan.name, &args.image, report.ports.clone(), agent.clone())?;
     drop(progress);
 
     let asked = Instant::now();
@@ -350,9 +374,7 @@ pub(crate) fn environment(words: &[String]) -> Result<BTreeMap<String, String>> 
 }
 
 fn random_name() -> Result<String> {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new("this machine gives no random numbers"))?;
-    Ok(format!("pod-{}", hex::encode(bytes)))
+    Ok(format!("pod-{}", random_id()?))
 }
 
 fn parse_memory(text: &str) -> std::result::Result<u32, String> {
@@ -427,6 +449,28 @@ mod tests {
         assert!(environment(&["=x".into()]).is_err());
     }
 
+    fn args(words: &[&str]) -> RunArgs {
+        let words = [&["sealpod", "run"], words].concat();
+        let Command::Run(args) = Arguments::parse_from(words).command else { panic!("no run") };
+        *args
+    }
+
+    #[tokio::test]
+    async fn a_report_that_cannot_be_written_is_an_error_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = folder.path().join("none/report.json");
+        let error = run(args(&["--report", report.to_str().unwrap(), "no image"])).await.unwrap_err();
+        assert!(error.message().starts_with("cannot write the report "), "{}", error.message());
+        assert_eq!(error.exit_code(), ExitCode::from(125));
+        assert!(error.next_step().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_became_of_the_pod_is_said_even_if_the_report_finds_no_room() {
+        let error = run(args(&["--report", "/dev/full", "no image"])).await.unwrap_err();
+        assert!(error.message().starts_with("\"no image\""), "{}", error.message());
+    }
+
     /// A guest that does all that is asked of it, but never gets a container started.
     struct Stuck {
         asked: Notify,
@@ -463,8 +507,7 @@ mod tests {
         let stuck = Arc::new(Stuck { asked: Notify::new() });
         tokio::spawn(serve(guest, stuck.clone()));
         let agent = Client::connect(host).await.unwrap();
-        let words = ["sealpod", "run", "registry.example/web:1"];
-        let Command::Run(args) = Arguments::parse_from(words).command else { panic!("no run") };
+        let args = args(&["registry.example/web:1"]);
         let name = random_name().unwrap();
         let guest = GuestImage {
             kernel: PathBuf::new(),

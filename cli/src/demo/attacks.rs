@@ -14,7 +14,7 @@ use crate::output::Progress;
 
 /// A host that asks a running pod to execute a command.
 pub(super) async fn exec_in_a_pod(shell: &mut Shell, pod: &PodRun) -> Result<Attack> {
-    shell.say("The host asks for a shell in the pod, although the owner's policy forbids it:")?;
+    shell.say("The host asks to run a command in the pod, although the owner's policy forbids it:")?;
     let observed = match shell.sealpod(&words!["exec", &pod.name, "--", "/bin/cat", "/app/serve"]).await {
         Ok(output) => format!("the command ran: {}", output.lines().next().unwrap_or_default()),
         Err(error) => error.message().lines().next().unwrap_or_default().to_owned(),
@@ -105,21 +105,28 @@ pub(super) async fn changed_images(
     Ok(attacks)
 }
 
-/// An answer to an old challenge given to a new one, and the same challenge answered twice.
+/// An old quote given to a new challenge, and the same challenge answered twice.
 pub(super) async fn replays(shell: &mut Shell, owner: &Owner) -> Result<[Attack; 2]> {
-    shell.say("What the first pod sent to the broker is sent again, from another machine:")?;
+    shell.say(
+        "What the first pod sent to the broker is sent again, from another machine: its quote with the nonce of a new\n\
+         session written beside it, and its whole answer in its own session:",
+    )?;
     let authentication = first(owner, "/kbs/v0/auth")?;
     let attestation = first(owner, "/kbs/v0/attest")?;
     let broker = Broker { http: reqwest::Client::new(), url: owner.broker_url() };
 
-    let (_, session) = broker.post("/kbs/v0/auth", &authentication.body, None).await?;
+    let (challenge, session) = broker.post("/kbs/v0/auth", &authentication.body, None).await?;
     let session = session.ok_or_else(|| Error::new("the broker opened no session"))?;
-    let (answer, _) = broker.post("/kbs/v0/attest", &attestation.body, Some(&session)).await?;
+    let nonce = challenge.body.get("nonce").and_then(Value::as_str);
+    let nonce = nonce.ok_or_else(|| Error::new("the broker's challenge has no nonce"))?;
+    let renewed = with_nonce(&attestation.body, nonce)?;
+    let (answer, _) = broker.post("/kbs/v0/attest", &renewed, Some(&session)).await?;
     let (claim, observed) = reason(owner, &answer).await?;
     let replay = Attack {
         name: "quote of an earlier session",
-        expected: "refused for the nonce".into(),
-        ok: matches!(claim.as_str(), "nonce" | "report_data"),
+        expected: "refused: the quote is not for this challenge".into(),
+        // The proof that the TPM opened the challenge's credential is over the quote, and is looked at first.
+        ok: claim == "report_data" || (claim == "ak" && observed.contains("challenge")),
         observed,
     };
 
@@ -134,6 +141,14 @@ pub(super) async fn replays(shell: &mut Shell, owner: &Owner) -> Result<[Attack;
         shell.say(&format!("{}: {}", attack.name, attack.observed))?;
     }
     Ok([replay, twice])
+}
+
+/// The answer to a challenge, with another challenge's nonce in it.
+fn with_nonce(answer: &[u8], nonce: &str) -> Result<Vec<u8>> {
+    let mut answer: Value = serde_json::from_slice(answer).context("the guest's answer is no JSON")?;
+    let own = answer.pointer_mut("/runtime-data/nonce");
+    *own.ok_or_else(|| Error::new("the guest's answer has no nonce"))? = nonce.into();
+    Ok(serde_json::to_vec(&answer)?)
 }
 
 struct Broker {
@@ -239,7 +254,7 @@ fn claims(entry: &crate::kbs::AuditEntry) -> (Vec<String>, String) {
 
 /// Long values by their end, where command lines differ.
 fn shorten(value: &str) -> String {
-    const SHOWN: usize = 36;
+    const SHOWN: usize = 56;
     let count = value.chars().count();
     if count <= SHOWN {
         value.to_owned()
@@ -256,4 +271,26 @@ fn copy_guest(from: &Path, to: &Path) -> Result<std::path::PathBuf> {
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(to.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_replayed_quote_comes_with_the_new_nonce_and_nothing_else_is_changed() {
+        let answer = |nonce: &str| {
+            json!({
+                "init-data": null,
+                "runtime-data": { "nonce": nonce, "tee-pubkey": { "kty": "EC" } },
+                "tee-evidence": { "primary_evidence": { "tpm_quote": "AAAA" }, "additional_evidence": "" },
+            })
+        };
+        let replayed = with_nonce(answer("old").to_string().as_bytes(), "new").unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&replayed).unwrap(), answer("new"));
+        assert!(with_nonce(b"{}", "new").is_err());
+        assert!(with_nonce(b"", "new").is_err());
+    }
 }

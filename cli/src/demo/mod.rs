@@ -28,7 +28,11 @@ const POD_LIMIT: Duration = Duration::from_secs(120);
 /// Show the whole story on this machine: an encrypted image in a measured VM, and the attacks it withstands
 #[derive(Debug, Args)]
 #[command(after_help = "Everything that the demo starts or writes is gone when it ends, the report excepted.
-`make demo` builds what it needs and runs it.")]
+`make demo` builds what it needs and runs it.
+
+Examples:
+  sealpod demo
+  sealpod demo --guest guest/ --report report.json")]
 pub(crate) struct DemoArgs {
     /// The guest that `sealpod guest build` made
     #[arg(long, value_name = "FOLDER", env = "SEALPOD_GUEST")]
@@ -113,15 +117,16 @@ async fn tell(args: &DemoArgs) -> Result<Report> {
 
 /// Asks the pod's web server for its page until it answers.
 async fn answer(pod: &mut PodRun) -> Result<String> {
-    let url = format!("http://127.0.0.1:{}/", pod.port());
     let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
     let progress = Progress::start("waiting for the pod's web server");
+    let name = pod.name.clone();
     let asked = async {
         loop {
-            if let Ok(response) = http.get(&url).send().await
+            if let Some(port) = shell::web_port(&name)?
+                && let Ok(response) = http.get(format!("http://127.0.0.1:{port}/")).send().await
                 && response.status().is_success()
             {
-                return response.text().await;
+                return Ok::<_, Error>(response.text().await?);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

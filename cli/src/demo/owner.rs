@@ -19,12 +19,7 @@ const AGENT_POLICY: &str = "\
 package agent_policy
 
 # The image as it is, and what it prints. No exec, no input.
-CreateContainer if {
-    input.command == null
-    input.arguments == null
-    input.environment == {}
-    input.user == null
-}
+CreateContainer if input.overrides_image == false
 
 ReadStdout := true
 
@@ -341,4 +336,71 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sealpod_agent_policy::Policy;
+    use sealpod_agent_protocol::{
+        CreateContainer, Device, ExecProcess, HostEntry, Mount, MountSource, ProcessRef, Request,
+        SharedProcesses, StartPod,
+    };
+
+    use super::*;
+
+    fn allows(request: &Request) -> bool {
+        Policy::new(Some(AGENT_POLICY)).unwrap().examine(request, None).is_ok()
+    }
+
+    fn elsewhere() -> HostEntry {
+        HostEntry { address: "192.0.2.7".into(), names: vec!["database".into()] }
+    }
+
+    #[test]
+    fn the_demos_policy_allows_the_image_as_it_is_and_nothing_beside_it() {
+        let create =
+            || CreateContainer { id: "main".into(), image: "registry/demo:1".into(), ..Default::default() };
+        assert!(allows(&Request::CreateContainer(Box::new(create()))));
+        let additions: [fn(&mut CreateContainer); 9] = [
+            |create| create.command = Some(vec!["/bin/sh".into()]),
+            |create| create.environment.extend([("LD_PRELOAD".into(), "/evil.so".into())]),
+            |create| create.user = Some("0".into()),
+            |create| create.privileged = true,
+            |create| create.capabilities = Some(["CAP_SYS_ADMIN".into()].into()),
+            |create| create.process_namespace = Some(SharedProcesses::Pod),
+            |create| create.hosts.push(elsewhere()),
+            |create| {
+                create.devices.push(Device {
+                    path: "/dev/sda".into(),
+                    disk: "evil".into(),
+                    read_only: false,
+                    user: 0,
+                    group: 0,
+                });
+            },
+            |create| {
+                create.mounts.push(Mount {
+                    destination: "/app".into(),
+                    read_only: false,
+                    source: MountSource::Files { volume: "evil".into(), file: None },
+                });
+            },
+        ];
+        for add in additions {
+            let mut create = create();
+            add(&mut create);
+            assert!(!allows(&Request::CreateContainer(Box::new(create.clone()))), "{create:?}");
+        }
+        assert!(!allows(&Request::StartPod(StartPod { hosts: vec![elsewhere()], ..StartPod::default() })));
+    }
+
+    #[test]
+    fn the_demos_policy_lets_the_host_read_and_do_nothing_else() {
+        let process = ProcessRef { container: "main".into(), exec: None };
+        assert!(allows(&Request::ReadStdout(process.clone())));
+        assert!(!allows(&Request::WriteStdin(process)));
+        let exec =
+            ExecProcess { container: "main".into(), command: vec!["/bin/cat".into()], ..Default::default() };
+        assert!(!allows(&Request::ExecProcess(Box::new(exec))));
+    }
 }

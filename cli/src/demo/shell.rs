@@ -16,9 +16,12 @@ use tokio::task::JoinHandle;
 use super::services::{end_with_parent, output_of};
 use crate::error::{Context, Error, Result};
 use crate::output;
+use crate::pod::control;
 
 /// How long a pod gets to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Where the container serves HTTP.
+const WEB_PORT: u16 = 8080;
 
 /// The words of a command: texts and paths.
 macro_rules! words {
@@ -48,7 +51,6 @@ pub(crate) struct PodRun {
     child: Child,
     output: JoinHandle<()>,
     pub(crate) name: String,
-    port: u16,
     report: PathBuf,
 }
 
@@ -111,7 +113,6 @@ impl Shell {
         self.pods += 1;
         // Unlike that of any other demo on this machine.
         let name = format!("demo-{}-{}", std::process::id(), self.pods);
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let report = self.folder.join(format!("{name}.json"));
         let arguments: Vec<OsString> = vec![
             "run".into(),
@@ -124,7 +125,7 @@ impl Shell {
             "--init-data".into(),
             words.init_data.clone().into(),
             "--port".into(),
-            format!("{port}:8080").into(),
+            format!("0:{WEB_PORT}").into(),
             "--report".into(),
             report.clone().into(),
             words.image.clone().into(),
@@ -148,7 +149,7 @@ impl Shell {
                 }
             }
         });
-        Ok(PodRun { child, output, name, port, report })
+        Ok(PodRun { child, output, name, report })
     }
 
     fn command(&self, words: &[OsString]) -> std::process::Command {
@@ -172,10 +173,6 @@ impl Shell {
 }
 
 impl PodRun {
-    pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
     /// Waits for an end that nobody asked for, and tells how it was.
     pub(crate) async fn ended(&mut self) -> Result<String> {
         let status: ExitStatus = self.child.wait().await.context("cannot wait for the pod")?;
@@ -210,6 +207,11 @@ impl PodRun {
         let json = std::fs::read(&self.report).context(format!("the pod {} left no report", self.name))?;
         serde_json::from_slice(&json).context("the pod's report is not what this version expects")
     }
+}
+
+/// The port of this machine's that leads to a pod's web server, once its container is being started.
+pub(super) fn web_port(pod: &str) -> Result<Option<u16>> {
+    Ok(control::find(pod)?.and_then(|pod| pod.ports.get(&WEB_PORT).copied()))
 }
 
 impl Drop for PodRun {

@@ -166,7 +166,7 @@ impl Client {
             StatusCode::UNAUTHORIZED => {
                 error.hint("is --admin-key the key whose public half the broker's configuration names?")
             }
-            StatusCode::NOT_FOUND => error.hint("`sealpod kbs resource list` shows what there is"),
+            StatusCode::NOT_FOUND => error.hint(what_there_is(route)),
             _ => error,
         })
     }
@@ -197,6 +197,29 @@ impl PolicyKind {
     }
 }
 
+/// What to do where the broker does not have what a route names.
+fn what_there_is(route: &str) -> &'static str {
+    match route.split_once('/') {
+        Some(("resource", _)) => "`sealpod kbs resource list` shows what there is",
+        Some(("reference-value", _)) => "`sealpod kbs reference-value list` shows what there is",
+        _ => "does --kbs name the key broker, without a path?",
+    }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).context(format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_looked_for_where_it_would_be() {
+        assert!(what_there_is("resource/default/key/web").contains("resource list"));
+        assert!(what_there_is("reference-value/initrd").contains("reference-value list"));
+        for route in ["resource", "reference-value", "audit?limit=50", "resource-policy"] {
+            assert!(what_there_is(route).contains("--kbs"), "{route}");
+        }
+    }
 }

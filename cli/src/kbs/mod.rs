@@ -32,15 +32,27 @@ pub(crate) struct KbsArgs {
 #[derive(Debug, Subcommand)]
 enum KbsCommand {
     /// Secrets: keys, policies, credentials, anything that a pod fetches
+    #[command(after_help = "Examples:
+  sealpod kbs resource set default/key/web --file web.key
+  sealpod kbs resource list")]
     #[command(subcommand)]
     Resource(ResourceCommand),
     /// The broker's own policies (Rego)
+    #[command(after_help = "Examples:
+  sealpod kbs policy get resource > resource.rego
+  sealpod kbs policy set resource --file resource.rego")]
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// What a trustworthy guest measures to
+    #[command(after_help = "Examples:
+  sealpod kbs reference-value set --from measurements.json
+  sealpod kbs reference-value list")]
     #[command(subcommand)]
     ReferenceValue(ReferenceValueCommand),
     /// Show the audit log, newest last
+    #[command(after_help = "Examples:
+  sealpod kbs audit
+  sealpod kbs audit --limit 1000 --json")]
     Audit {
         /// At most this many entries
         #[arg(long, default_value_t = 50)]
@@ -50,6 +62,8 @@ enum KbsCommand {
         json: bool,
     },
     /// Explain a refusal by the id that the guest and `sealpod run` showed
+    #[command(after_help = "Examples:
+  sealpod kbs why 5f0c6c7e9b1d4a52")]
     Why {
         /// The refusal's id
         id: String,
@@ -62,6 +76,9 @@ enum KbsCommand {
 #[derive(Debug, Subcommand)]
 enum ResourceCommand {
     /// Store a secret, replacing what was there
+    #[command(after_help = "Examples:
+  sealpod kbs resource set default/key/web --file web.key
+  pass show web | sealpod kbs resource set default/secret/web")]
     Set {
         /// repository/type/tag, as default/key/web
         path: String,
@@ -70,17 +87,23 @@ enum ResourceCommand {
         file: Option<PathBuf>,
     },
     /// Write a secret to standard output
+    #[command(after_help = "Examples:
+  sealpod kbs resource get default/key/web > web.key")]
     Get {
         /// repository/type/tag
         path: String,
     },
     /// List the paths of all secrets
+    #[command(after_help = "Examples:
+  sealpod kbs resource list")]
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Delete a secret
+    #[command(after_help = "Examples:
+  sealpod kbs resource delete default/key/web")]
     Delete {
         /// repository/type/tag
         path: String,
@@ -90,6 +113,8 @@ enum ResourceCommand {
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
     /// Replace a policy
+    #[command(after_help = "Examples:
+  sealpod kbs policy set resource --file resource.rego")]
     Set {
         /// Which of the two
         kind: PolicyKind,
@@ -98,6 +123,8 @@ enum PolicyCommand {
         file: Option<PathBuf>,
     },
     /// Print a policy
+    #[command(after_help = "Examples:
+  sealpod kbs policy get attestation")]
     Get {
         /// Which of the two
         kind: PolicyKind,
@@ -107,6 +134,9 @@ enum PolicyCommand {
 #[derive(Debug, Subcommand)]
 enum ReferenceValueCommand {
     /// Set one value, or all those of a file
+    #[command(after_help = "Examples:
+  sealpod kbs reference-value set --from measurements.json
+  sealpod kbs reference-value set init_data $(sealpod init-data digest web.toml)")]
     #[command(group(clap::ArgGroup::new("source").required(true).args(["id", "from"])))]
     Set {
         /// The value's id, as `initrd`
@@ -120,11 +150,15 @@ enum ReferenceValueCommand {
         from: Option<PathBuf>,
     },
     /// Print one value as JSON
+    #[command(after_help = "Examples:
+  sealpod kbs reference-value get init_data")]
     Get {
         /// The value's id
         id: String,
     },
     /// List all ids with their values
+    #[command(after_help = "Examples:
+  sealpod kbs reference-value list")]
     List {
         /// Print JSON
         #[arg(long)]
@@ -204,7 +238,15 @@ async fn why(client: &Client, id: &str, json: bool) -> Result<()> {
     if json {
         return output::json(&entries);
     }
-    entries.iter().try_for_each(|entry| output::line(audit::explain(entry)))
+    for entry in &entries {
+        let accepted = match audit::reference_value(entry) {
+            // Advice does without it.
+            Some(id) => client.reference_value(id).await.ok(),
+            None => None,
+        };
+        output::line(audit::explain(entry, accepted.as_ref()))?;
+    }
+    Ok(())
 }
 
 /// A file's bytes, or standard input's.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sealpod_agent_protocol::{CallError, Failure, FailureKind};
 
-use crate::error::{Error, Exit};
+use crate::error::{Error, Exit, Result};
 
 /// How long a guest may leave a question without an answer.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -53,25 +53,78 @@ pub(crate) fn agent_error(error: CallError) -> Error {
 
 fn refusal(failure: &Failure) -> Error {
     let error = match &failure.denial {
-        Some(id) => Error::new(format!("{} (denial {id})", failure.message)),
-        None => Error::new(&failure.message),
-    };
-    let own_hint = match (failure.kind, &failure.denial) {
-        (FailureKind::DeniedByKeyBroker, Some(id)) => {
-            Some(format!("the owner finds the reason with `sealpod kbs why {id}`"))
+        // Most messages have the id.
+        Some(id) if !failure.message.contains(id.as_str()) => {
+            Error::new(format!("{} (denial {id})", failure.message))
         }
-        (FailureKind::DeniedByPolicy, _) => Some(
-            "the pod's init data has the agent policy that decides this; only its owner can change it".into(),
-        ),
-        _ => None,
+        _ => Error::new(&failure.message),
+    };
+    let said = failure.hint.clone();
+    let hint = match (failure.kind, failure.denial.as_deref()) {
+        // It says more than the guest's own, which does not know this command.
+        (FailureKind::DeniedByKeyBroker, Some(id)) if is_plain(id) => {
+            Some(format!("the key broker's owner finds the reason with `sealpod kbs why {id}`"))
+        }
+        (FailureKind::DeniedByPolicy, _) => said.or_else(|| {
+            let whose =
+                "the pod's init data has the agent policy that decides this; only its owner can change it";
+            Some(whose.into())
+        }),
+        _ => said,
     };
     let error = match failure.kind {
         FailureKind::ProgramNotFound => error.exit(Exit::NotFound),
         FailureKind::ProgramNotExecutable => error.exit(Exit::NotExecutable),
         _ => error,
     };
-    match failure.hint.clone().or(own_hint) {
+    match hint {
         Some(hint) => error.hint(hint),
         None => error,
+    }
+}
+
+/// Whether an id is letters and digits only: the guest has it from the broker, and people paste commands into shells.
+fn is_plain(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Unlike any other, in hexadecimal.
+pub(crate) fn random_id() -> Result<String> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new("this machine gives no random numbers"))?;
+    Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(message: &str, hint: Option<&str>, denial: Option<&str>) -> (String, Option<String>) {
+        let (message, hint) = (message.into(), hint.map(str::to_owned));
+        let (kind, denial) = (FailureKind::DeniedByKeyBroker, denial.map(str::to_owned));
+        let error = agent_error(CallError::Refused(Failure { kind, message, hint, denial }));
+        (error.message(), error.next_step().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_denials_id_comes_once_and_with_the_command_that_explains_it() {
+        let hint = Some("the key broker's owner finds the reason with `sealpod kbs why 4711`".to_owned());
+        for message in
+            ["attestation: the key broker refused (denial 4711)", "attestation: the key broker refused"]
+        {
+            let expected = "attestation: the key broker refused (denial 4711)".to_owned();
+            assert_eq!(said(message, Some("see its audit log"), Some("4711")), (expected, hint.clone()));
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_none_gets_into_no_command() {
+        for id in ["$(id)", "a b", ""] {
+            assert_eq!(
+                said("refused", Some("as the guest says"), Some(id)).1.as_deref(),
+                Some("as the guest says")
+            );
+        }
+        assert_eq!(said("refused", None, None), ("refused".to_owned(), None));
     }
 }

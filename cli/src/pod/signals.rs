@@ -34,6 +34,12 @@ impl Signals {
         Ok(Self { watched })
     }
 
+    /// Watches for none: other tests send signals to this very process.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { watched: Vec::new() }
+    }
+
     /// Waits for the next one of any kind. Loses nothing when cancelled.
     pub(crate) async fn next(&mut self) -> SignalKind {
         self.next_of(|_| true).await

@@ -26,7 +26,7 @@ Denied unless allowed here: logs, exec (but for the exact commands of probes and
 port-forward, debug containers.
 
 Examples:
-  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
+  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
       --image-policy kbs:///default/image-policy/web > sealed.yaml
   kustomize build . | sealpod policy generate - --kbs https://broker.example:8080 | kubectl apply -f -
   sealpod policy generate pod.yaml --in-place --kbs https://broker.example:8080 \\

@@ -15,6 +15,9 @@ use crate::output;
 
 /// Say in words what a pod is bound to and what it is allowed
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sealpod policy explain sealed.yaml
+  kubectl get deployment web --output yaml | sealpod policy explain")]
 pub(super) struct ExplainArgs {
     /// A manifest with the annotation, init data (TOML) or a policy (Rego); - for standard input
     #[arg(default_value = "-")]
@@ -26,6 +29,8 @@ pub(super) struct ExplainArgs {
 
 /// Say in words how two manifests, init data or policies differ; exit status 1 if they do, 2 for trouble
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sealpod policy diff sealed.yaml newer.yaml")]
 pub(super) struct DiffArgs {
     /// What was before: a manifest with the annotation, init data (TOML) or a policy (Rego)
     old: PathBuf,

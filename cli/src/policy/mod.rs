@@ -21,7 +21,7 @@ const LONGEST: u64 = 8 << 20;
 does not say is denied, and so is looking into the pod unless it is allowed here.
 
 Examples:
-  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker.crt \\
+  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
       --image-policy kbs:///default/image-policy/web --allow-logs > sealed.yaml
   sealpod policy explain sealed.yaml
   sealpod policy diff sealed.yaml newer.yaml
