@@ -10,7 +10,7 @@ needs=(
   /etc/ssl/certs/ca-certificates.crt:ca-certificates
   xz:xz-utils
   qemu-system-x86_64:qemu-system-x86
-  /usr/share/OVMF/OVMF_CODE.fd:ovmf
+  '/usr/share/OVMF/OVMF_CODE*.fd:ovmf'
   swtpm:swtpm
   swtpm_setup:swtpm-tools
   docker-registry:docker-registry
@@ -39,6 +39,8 @@ needs=(
   jq:jq
   '/usr/lib/postgresql/*/bin/initdb:postgresql'
   pip3:python3-pip
+  # Ubuntu's archive has no kernel for guests; Debian's has, signed with these keys.
+  /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 )
 
 missing=()
@@ -46,7 +48,7 @@ for need in "${needs[@]}"; do
   probe=${need%%:*}
   package=${need##*:}
   case $probe in
-    /*) compgen -G "$probe" >/dev/null || [ -e "${probe/OVMF_CODE.fd/OVMF_CODE_4M.fd}" ] || missing+=("$package") ;;
+    /*) compgen -G "$probe" >/dev/null || missing+=("$package") ;;
     *) command -v "$probe" >/dev/null 2>&1 || missing+=("$package") ;;
   esac
 done

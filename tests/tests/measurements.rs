@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sealpod_tests::{guest, sealpod};
+use sealpod_tests::{guest, repository, sealpod};
 use serde_json::Value;
 
 /// The GUID of what is packed with LZMA in firmware (EE4E5898-3914-4259-9D6E-DC7BD79403CF), as it is stored.
@@ -55,5 +55,30 @@ fn one_changed_byte_of_the_real_files_changes_their_value_alone() {
     // Of packed firmware, a changed byte changes all that follows; it may not unpack at all.
     if let Some(after) = measure_changed(&name("firmware"), |code| find(code, &LZMA) + (256 << 10)) {
         assert_alone("firmware", after);
+    }
+}
+
+/// Or the same sources, built elsewhere, would measure to something else.
+#[test]
+fn the_guests_programs_name_no_path_of_the_machine_that_built_them() {
+    let read = |name: &str| std::fs::read(guest().join(name)).unwrap();
+    // One chunk of a legacy frame, after the frame's magic number and the chunk's length.
+    let initrd = lz4::block::decompress(&read("initrd.cpio.lz4")[8..], Some(8 << 20)).unwrap();
+    for (place, content) in [("initrd", initrd), ("agent.disk", read("agent.disk"))] {
+        let positions = |what: &[u8]| -> Vec<usize> {
+            content
+                .windows(what.len())
+                .enumerate()
+                .filter(|(_, bytes)| *bytes == what)
+                .map(|(at, _)| at)
+                .collect()
+        };
+        let sources = positions(b"/registry/src/");
+        assert!(!sources.is_empty(), "panics in {place} name files of dependencies");
+        for at in sources {
+            let before = String::from_utf8_lossy(&content[at.saturating_sub(40)..at]);
+            assert!(before.ends_with("/cargo"), "{place}: {before}");
+        }
+        assert_eq!(positions(format!("{}/", repository().display()).as_bytes()), [0; 0], "{place}");
     }
 }

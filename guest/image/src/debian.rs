@@ -4,10 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use crate::error::{Error, io};
 
 /// The package that always depends on the newest kernel for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
+/// The keys that sign Debian's archive. Ubuntu has this package too.
+const KEYRING: (&str, &str) = ("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg");
+/// The release whose kernel is taken where the machine's own archive has none.
+const RELEASE: [(&str, &str); 2] = [
+    ("http://deb.debian.org/debian", "bookworm"),
+    ("http://deb.debian.org/debian-security", "bookworm-security"),
+];
 
 /// A kernel and its modules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,40 +27,51 @@ pub struct Kernel {
     pub modules: PathBuf,
 }
 
-/// Debian's newest kernel for virtual machines, from the cache folder or else downloaded to it.
+/// Debian's newest kernel for virtual machines, from the cache folder or else downloaded to it. Where the machine's own
+/// archive has none, as Ubuntu's, it comes from Debian's, whose signatures are checked.
 ///
 /// # Errors
-/// [`Error::Debian`] where apt is not there or does not know the package, [`Error::Io`] for the cache.
+/// [`Error::Debian`] where apt is not there, or neither archive gives the package, [`Error::Io`] for the cache.
 pub fn kernel(cache: &Path) -> Result<Kernel, Error> {
-    let listing = run(KERNEL, Command::new("apt-cache").args(["depends", "--important", KERNEL]))?;
-    let package = dependency(&listing).ok_or_else(|| refuse(KERNEL, "it depends on no kernel"))?;
-    let version = package.trim_start_matches("linux-image-");
-    let tree = unpacked(package, cache)?;
-    let kernel = Kernel {
-        kernel: tree.join(format!("boot/vmlinuz-{version}")),
-        // Since usr-merge the package has /usr/lib alone.
-        modules: [format!("lib/modules/{version}"), format!("usr/lib/modules/{version}")]
-            .map(|path| tree.join(path))
-            .into_iter()
-            .find(|path| path.is_dir())
-            .ok_or_else(|| refuse(package, "it has no modules"))?,
-    };
-    if kernel.kernel.is_file() { Ok(kernel) } else { Err(refuse(package, "it has no kernel")) }
+    let machine = Apt::of_this_machine();
+    if machine.version(KERNEL)?.is_some() {
+        return kernel_of(&machine, cache);
+    }
+    kernel_of(&Apt::of_debian(Path::new(KEYRING.1))?, cache)
 }
 
 /// A file from a package, from the cache folder or else downloaded to it. The path is relative to the root.
 ///
 /// # Errors
-/// As for [`kernel`].
+/// [`Error::Debian`] where apt is not there or does not know the package, [`Error::Io`] for the cache.
 pub fn file(package: &str, path: &str, cache: &Path) -> Result<PathBuf, Error> {
-    let file = unpacked(package, cache)?.join(path.trim_start_matches('/'));
-    if file.is_file() { Ok(file) } else { Err(refuse(package, format!("it has no file {path}"))) }
+    let tree = unpacked(&Apt::of_this_machine(), package, cache)?;
+    let file = find(&tree, path.trim_start_matches('/')).filter(|file| file.is_file());
+    file.ok_or_else(|| refuse(package, format!("it has no file {path}")))
+}
+
+fn kernel_of(apt: &Apt, cache: &Path) -> Result<Kernel, Error> {
+    let listing = run(KERNEL, apt.command("apt-cache").args(["depends", "--important", KERNEL]))?;
+    let package = dependency(&listing).ok_or_else(|| refuse(KERNEL, "it depends on no kernel"))?;
+    let version = package.trim_start_matches("linux-image-");
+    let tree = unpacked(apt, package, cache)?;
+    let kernel = Kernel {
+        kernel: tree.join(format!("boot/vmlinuz-{version}")),
+        modules: find(&tree, &format!("lib/modules/{version}"))
+            .ok_or_else(|| refuse(package, "it has no modules"))?,
+    };
+    if kernel.kernel.is_file() { Ok(kernel) } else { Err(refuse(package, "it has no kernel")) }
+}
+
+/// What a package has at a path, or below `/usr`, where newer releases have what was in `/bin` and `/lib`.
+fn find(tree: &Path, path: &str) -> Option<PathBuf> {
+    [tree.join(path), tree.join("usr").join(path)].into_iter().find(|path| path.exists())
 }
 
 /// The folder with the package's newest version.
-fn unpacked(package: &str, cache: &Path) -> Result<PathBuf, Error> {
-    let listing = run(package, Command::new("apt-cache").args(["policy", package]))?;
-    let version = candidate(&listing)
+fn unpacked(apt: &Apt, package: &str, cache: &Path) -> Result<PathBuf, Error> {
+    let version = apt
+        .version(package)?
         .ok_or_else(|| refuse(package, "apt knows no version of it (try apt-get update)"))?;
     let tree = cache.join(format!("{package}_{}", version.replace([':', '/'], "%")));
     if tree.is_dir() {
@@ -60,7 +80,7 @@ fn unpacked(package: &str, cache: &Path) -> Result<PathBuf, Error> {
     fs::create_dir_all(cache).map_err(io("create", cache))?;
     let staging =
         tempfile::Builder::new().prefix(".unpacking-").tempdir_in(cache).map_err(io("write", cache))?;
-    download(package, version, staging.path())?;
+    apt.download(package, &version, staging.path())?;
     let root = staging.path().join("root");
     let archive = archive_in(staging.path())?.ok_or_else(|| refuse(package, "apt-get left no .deb file"))?;
     run(package, Command::new("dpkg-deb").arg("-x").arg(archive).arg(&root))?;
@@ -71,11 +91,76 @@ fn unpacked(package: &str, cache: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-fn download(package: &str, version: &str, folder: &Path) -> Result<(), Error> {
-    // Root would warn that its helper user cannot write here.
-    let options = ["-o", "APT::Sandbox::User=root", "-qq", "download"];
-    let wanted = format!("{package}={version}");
-    run(package, Command::new("apt-get").args(options).arg(wanted).current_dir(folder)).map(drop)
+/// apt, and the archive that it asks.
+struct Apt {
+    /// What it knows of an archive that is not the machine's; gone with this.
+    state: Option<TempDir>,
+}
+
+impl Apt {
+    /// The archive that the machine is installed from.
+    fn of_this_machine() -> Self {
+        Self { state: None }
+    }
+
+    /// Debian's own archive, with the keys that may sign it. The machine's apt learns nothing of it.
+    fn of_debian(keyring: &Path) -> Result<Self, Error> {
+        if !keyring.is_file() {
+            let (package, _) = KEYRING;
+            let problem = format!("there is no {}: install the package {package}", keyring.display());
+            return Err(refuse(KERNEL, problem));
+        }
+        let state = tempfile::tempdir().map_err(io("write", &std::env::temp_dir()))?;
+        let at = |name: &str| state.path().join(name);
+        for folder in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(at(folder)).map_err(io("create", &at(folder)))?;
+        }
+        let sources = RELEASE.map(|(archive, suite)| {
+            format!("deb [arch=amd64 signed-by={}] {archive} {suite} main\n", keyring.display())
+        });
+        // Nothing counts as installed.
+        for (name, content) in [("sources.list", sources.concat()), ("status", String::new())] {
+            fs::write(at(name), content).map_err(io("write", &at(name)))?;
+        }
+        let apt = Self { state: Some(state) };
+        // Without the last option, a part of the archive that cannot be had is only warned of.
+        let update = ["-qq", "update", "-o", "Acquire::Languages=none", "-o", "APT::Update::Error-Mode=any"];
+        run(KERNEL, apt.command("apt-get").args(update))?;
+        Ok(apt)
+    }
+
+    /// One of apt's programs. It has the machine's configuration, which may name a proxy, but not its sources.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        // Root would warn that its helper user cannot write here.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+        if let Some(state) = &self.state {
+            for (option, file) in [
+                ("Dir::Etc::sourcelist", "sources.list"),
+                ("Dir::Etc::sourceparts", "none"),
+                ("Dir::Etc::preferences", "none"),
+                ("Dir::Etc::preferencesparts", "none"),
+                ("Dir::State", "state"),
+                ("Dir::State::status", "status"),
+                ("Dir::Cache", "cache"),
+            ] {
+                command.arg("-o").arg(format!("{option}={}", state.path().join(file).display()));
+            }
+        }
+        command
+    }
+
+    /// The newest version of a package, where there is one.
+    fn version(&self, package: &str) -> Result<Option<String>, Error> {
+        let listing = run(package, self.command("apt-cache").args(["policy", package]))?;
+        Ok(candidate(&listing).map(str::to_owned))
+    }
+
+    fn download(&self, package: &str, version: &str, folder: &Path) -> Result<(), Error> {
+        let wanted = format!("{package}={version}");
+        run(package, self.command("apt-get").args(["-qq", "download"]).arg(wanted).current_dir(folder))
+            .map(drop)
+    }
 }
 
 fn archive_in(folder: &Path) -> Result<Option<PathBuf>, Error> {
@@ -137,6 +222,36 @@ mod tests {
         assert_eq!(candidate(listing), Some("1:2.3-4"));
         assert_eq!(candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
         assert_eq!(candidate(""), None);
+    }
+
+    /// What happens on Ubuntu, whose archive has no such package. It is fetched from the network, as elsewhere.
+    #[test]
+    fn where_the_machines_archive_has_no_kernel_debians_has() {
+        let cache = tempfile::tempdir().unwrap();
+        let found = kernel_of(&Apt::of_debian(Path::new(KEYRING.1)).unwrap(), cache.path()).unwrap();
+        let name = found.kernel.file_name().unwrap().to_string_lossy();
+        assert!(name.starts_with("vmlinuz-6.1.") && name.ends_with("-cloud-amd64"), "{name}");
+        assert!(found.modules.join("kernel").is_dir());
+    }
+
+    #[test]
+    fn a_file_is_found_where_newer_releases_have_it() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::create_dir_all(tree.path().join("usr/bin")).unwrap();
+        fs::write(tree.path().join("usr/bin/busybox"), "x").unwrap();
+        assert_eq!(find(tree.path(), "bin/busybox"), Some(tree.path().join("usr/bin/busybox")));
+        assert_eq!(find(tree.path(), "bin/sh"), None);
+    }
+
+    #[test]
+    fn an_archive_that_others_signed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let keyring = folder.path().join("nobody.gpg");
+        let missing = Apt::of_debian(&keyring).err().unwrap().to_string();
+        assert!(missing.contains("install the package debian-archive-keyring"), "{missing}");
+        fs::write(&keyring, "").unwrap();
+        let unsigned = Apt::of_debian(&keyring).err().unwrap().to_string();
+        assert!(unsigned.contains("apt-get failed") && unsigned.contains("not signed"), "{unsigned}");
     }
 
     #[test]
