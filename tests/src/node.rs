@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 pub use k8s_cri::v1 as cri;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use rustix::process::{Signal, kill_process};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -58,6 +59,17 @@ pub struct NodePod {
     pub id: String,
     /// What it was started with, which containers need again.
     pub config: cri::PodSandboxConfig,
+}
+
+impl NodePod {
+    /// Its name.
+    ///
+    /// # Panics
+    ///
+    /// Never: it was started with one.
+    pub fn name(&self) -> &str {
+        &self.config.metadata.as_ref().expect("a pod has a name").name
+    }
 }
 
 impl Node {
@@ -132,6 +144,13 @@ impl Node {
         self.containerd = Some(service);
     }
 
+    /// Stops containerd where it is, or lets it go on.
+    pub fn pause_containerd(&self, paused: bool) {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        let containerd = self.containerd.as_ref().expect("it runs");
+        kill_process(containerd.pid(), signal).expect("it is ours");
+    }
+
     /// Kills containerd. Pods go on.
     pub fn kill_containerd(&mut self) {
         self.containerd = None;
@@ -194,6 +213,13 @@ impl Node {
         }
     }
 
+    /// Where kubelet would keep files of the pod with a name; the folder is made.
+    pub fn kubelets(&self, pod: &str, path: &str) -> PathBuf {
+        let path = self.path("kubelet/pods").join(uid(pod)).join(path);
+        std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        path
+    }
+
     /// What kubelet would ask for: a pod with a name, init data, and logs in a folder of its own.
     pub fn pod_config(&self, name: &str, init_data: Option<&str>) -> cri::PodSandboxConfig {
         let logs = self.folder.join("logs").join(name);
@@ -202,7 +228,7 @@ impl Node {
         cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: name.into(),
-                uid: format!("uid-{name}"),
+                uid: uid(name),
                 namespace: "default".into(),
                 attempt: 0,
             }),
@@ -375,10 +401,23 @@ impl Node {
 
     /// The address that CNI gave a pod.
     pub async fn address(&self, pod: &NodePod) -> String {
+        self.network(pod).await.ip
+    }
+
+    /// The second one, of IPv6.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none.
+    pub async fn second_address(&self, pod: &NodePod) -> String {
+        self.network(pod).await.additional_ips.remove(0).ip
+    }
+
+    async fn network(&self, pod: &NodePod) -> cri::PodSandboxNetworkStatus {
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
         let response =
             self.runtime().pod_sandbox_status(request).await.expect("the pod is known").into_inner();
-        response.status.and_then(|status| status.network).expect("the pod has an address").ip
+        response.status.and_then(|status| status.network).expect("the pod has an address")
     }
 }
 
@@ -392,21 +431,34 @@ impl Drop for Node {
 
 /// Removes those of this program's pods, in each hierarchy.
 fn remove_control_groups() {
-    let mut folders = vec![Path::new("/sys/fs/cgroup").join(cgroup())];
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    folders.extend(hierarchies.map(|entry| entry.path().join(cgroup())));
-    for folder in folders {
-        // runc leaves its own to containerd.
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(entry.path());
-        }
+    // runc leaves its own to containerd.
+    for folder in control_groups().into_iter().chain(control_group_parents()) {
         let _ = std::fs::remove_dir(folder);
     }
+}
+
+/// The control groups of this program's pods, in each hierarchy.
+pub fn control_groups() -> Vec<PathBuf> {
+    let entries = control_group_parents().into_iter().filter_map(|folder| std::fs::read_dir(folder).ok());
+    let paths = entries.flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.is_dir()).collect()
+}
+
+/// Version 2 has one; version 1 one in the folder of each controller.
+fn control_group_parents() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(cgroup())).collect()
 }
 
 /// The shim's configuration, whichever engine starts it.
 fn shim_configuration(tpm_authority: &Path) -> String {
     format!("guest = {:?}\ntpm_authority = {tpm_authority:?}\naccelerator = \"tcg\"\n", guest())
+}
+
+/// That of a pod with a name.
+fn uid(pod: &str) -> String {
+    format!("uid-{pod}")
 }
 
 /// The parent of this program's pods' control groups.

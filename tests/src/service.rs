@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running server; killed when dropped.
@@ -45,6 +47,13 @@ impl Service {
             assert!(Instant::now() < deadline, "{} did not get ready", self.name);
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+impl Service {
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 }
 

@@ -127,7 +127,8 @@ fn reference_values_are_listed_as_they_were_set(owner: &Owner) {
     let table = owner.sealpod(["kbs", "reference-value", "list"]);
     assert!(table.starts_with("ID "), "{table}");
     assert!(table.lines().any(|line| line.starts_with("tested ") && line.ends_with("[\"aa\",\"bb\"]")));
-    refused(owner, &["kbs", "reference-value", "get", "never-set"], &["404"]);
+    let hint = "hint: `sealpod kbs reference-value list`";
+    refused(owner, &["kbs", "reference-value", "get", "never-set"], &["404", hint]);
     let list = file(owner, "list.json", b"[1]");
     refused(owner, &["kbs", "reference-value", "set", "--from", &list], &["list.json", "JSON object"]);
 }
@@ -191,10 +192,13 @@ fn a_registry_that_is_not_there_or_an_image_that_is_none_is_one_clear_error(owne
     owner.publish("commands", &owner.root("commands"), &ImageOptions::default());
     let layout = owner.word("images/commands");
     let dead = format!("{}/web:1", nobody());
-    refused(owner, &["image", "push", "--plain-http", &layout, &dead], &[dead.split('/').next().unwrap()]);
-    refused(owner, &["image", "inspect", "--plain-http", &dead], &[dead.split('/').next().unwrap()]);
+    let expected = [dead.split('/').next().unwrap(), "hint: check its name and port"];
+    refused(owner, &["image", "push", "--plain-http", &layout, &dead], &expected);
+    refused(owner, &["image", "inspect", "--plain-http", &dead], &expected);
+    // The registry speaks plain HTTP, and is not told so.
+    refused(owner, &["image", "inspect", &owner.on_host("commands")], &["hint: ", "add --plain-http"]);
     let (signing, missing) = (owner.word("signing.key"), owner.on_host("missing"));
-    refused(owner, &["image", "sign", "--plain-http", "--key", &signing, &missing], &["missing"]);
+    refused(owner, &["image", "sign", "--plain-http", "--key", &signing, &missing], &["missing", "hint: "]);
     let public = owner.word("signing.pub");
     refused(
         owner,

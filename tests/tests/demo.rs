@@ -21,7 +21,7 @@ const ATTACKS: [(&str, &[&str]); 7] = [
     ("image without a signature", &["sigstoreSigned", "signature"]),
     ("layer altered in the registry", &["digest", "sha256:"]),
     ("exec against the policy", &["policy", "ExecProcess"]),
-    ("quote of an earlier session", &["nonce", "expected", "came "]),
+    ("quote of an earlier session", &["ak: expected", "the challenge's credential", "came "]),
     ("nonce answered twice", &["409"]),
 ];
 

@@ -102,7 +102,7 @@ impl Request {
 pub struct StartPod {
     /// The pod's host name (RFC 1123 label or name).
     pub hostname: String,
-    /// The raw init data (TOML), whose digest the agent extends into PCR 8 before it reads it.
+    /// The raw init data (TOML), whose digest the agent extends into PCR 8 before anything of it takes effect.
     pub init_data: Option<String>,
     /// Addresses and routes of the guest's interfaces.
     pub interfaces: Vec<Interface>,
@@ -296,6 +296,9 @@ pub enum MountSource {
         size_bytes: Option<u64>,
         /// The group that owns it, if not root's.
         group: Option<u32>,
+        /// A folder inside instead of all, which is made where it is missing: a relative path of plain names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sub_path: Option<String>,
     },
     /// An empty file that everybody may write to (a container's termination log).
     EmptyFile {
@@ -310,7 +313,20 @@ pub enum MountSource {
         file_system: String,
         /// The group that its root folder is given to.
         group: Option<u32>,
+        /// A folder inside instead of all, which is made where it is missing: a relative path of plain names.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sub_path: Option<String>,
     },
+}
+
+impl MountSource {
+    /// The folder of the volume that is shown instead of all.
+    pub fn sub_path(&self) -> Option<&str> {
+        match self {
+            Self::Empty { sub_path, .. } | Self::Disk { sub_path, .. } => sub_path.as_deref(),
+            Self::Files { .. } | Self::EmptyFile { .. } => None,
+        }
+    }
 }
 
 /// The content of a volume of files.
@@ -333,6 +349,9 @@ pub struct VolumeFile {
     pub path: String,
     /// Permissions, as `0o644`.
     pub mode: u32,
+    /// The user who owns it, if not root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// Its bytes, in standard base64 (RFC 4648, section 4).
     pub content: String,
 }
@@ -352,8 +371,13 @@ impl fmt::Debug for WriteVolume {
 
 impl fmt::Debug for VolumeFile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, mode, content: _ } = self;
-        formatter.debug_struct("VolumeFile").field("path", path).field("mode", mode).finish_non_exhaustive()
+        let Self { path, mode, user, content: _ } = self;
+        formatter
+            .debug_struct("VolumeFile")
+            .field("path", path)
+            .field("mode", mode)
+            .field("user", user)
+            .finish_non_exhaustive()
     }
 }
 
@@ -389,6 +413,9 @@ pub struct Resources {
     pub cpus: Option<String>,
     /// `pids.max`.
     pub pids: Option<u64>,
+    /// `memory.oom.group`: whether all processes are killed where one would be for want of memory.
+    #[serde(default)]
+    pub kill_together: Option<bool>,
 }
 
 /// Names a container.

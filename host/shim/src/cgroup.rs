@@ -7,6 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use crate::error::Error;
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Where a group's limit is, by version 2 and version 1.
+const MEMORY_LIMITS: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
+/// More than any machine has, in bytes.
+const NO_LIMIT: u64 = 1 << 62;
 
 /// The groups of a pod: one for each hierarchy of version 1, one of version 2.
 #[derive(Debug, Default)]
@@ -33,6 +37,14 @@ impl Cgroup {
         let Ok(relative) = relative(named) else { return Self::default() };
         let folders = hierarchies(Path::new(ROOT)).into_iter().map(|hierarchy| hierarchy.join(&relative));
         Self { folders: folders.filter(|folder| folder.is_dir()).collect() }
+    }
+
+    /// Whether kubelet limits the memory of the pod as a whole, as it does where each container has a limit.
+    pub(crate) fn pods_memory_is_limited(&self) -> bool {
+        let pods = self.folders.iter().filter_map(|folder| folder.parent());
+        let limits = pods.flat_map(|pod| MEMORY_LIMITS.map(|file| fs::read_to_string(pod.join(file))));
+        // Version 2 says "max" where there is none; version 1 the largest number of pages.
+        limits.flatten().any(|limit| limit.trim().parse::<u64>().is_ok_and(|bytes| bytes < NO_LIMIT))
     }
 
     /// The files that take a process's id.
@@ -129,6 +141,23 @@ mod tests {
         );
         for named in ["", "/", "/../x", "a/../../b"] {
             assert!(relative(Path::new(named)).is_err(), "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_the_pods_memory_is_seen() {
+        let pod = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup { folders: vec![pod.path().join("4f2a")] };
+        assert!(!cgroup.pods_memory_is_limited());
+        for (file, none, some) in [
+            ("memory.max", "max\n", "1048576\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n", "1048576\n"),
+        ] {
+            fs::write(pod.path().join(file), none).unwrap();
+            assert!(!cgroup.pods_memory_is_limited(), "{file}");
+            fs::write(pod.path().join(file), some).unwrap();
+            assert!(cgroup.pods_memory_is_limited(), "{file}");
+            fs::remove_file(pod.path().join(file)).unwrap();
         }
     }
 

@@ -124,12 +124,14 @@ fn of_call(error: &CallError) -> String {
 fn of_failure(failure: &Failure) -> String {
     let mut text = failure.message.clone();
     if let Some(denial) = &failure.denial {
-        let _ = write!(
-            text,
-            " (denial {denial}: the key broker's owner finds the reason with `sealpod kbs why {denial}`)"
-        );
-    }
-    if let Some(hint) = &failure.hint {
+        // The guest's message often has it already.
+        let id = format!("(denial {denial})");
+        if !text.contains(&id) {
+            let _ = write!(text, " {id}");
+        }
+        // The guest's hint says the same without the command.
+        text += "; hint: the key broker's owner finds the reason with `sealpod kbs why ID`";
+    } else if let Some(hint) = &failure.hint {
         let _ = write!(text, "; hint: {hint}");
     }
     text
@@ -147,18 +149,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_denial_says_who_can_say_why() {
+    fn a_denial_says_its_id_once_and_who_can_say_why() {
+        for message in ["the key broker refused", "the key broker refused (denial 4711)"] {
+            let failure = Failure {
+                kind: FailureKind::DeniedByKeyBroker,
+                message: message.into(),
+                hint: Some("ask its owner".into()),
+                denial: Some("4711".into()),
+            };
+            let error = Error::Agent(CallError::Refused(failure));
+            assert_eq!(
+                error.to_string(),
+                "the key broker refused (denial 4711); hint: the key broker's owner finds the reason with `sealpod kbs why ID`"
+            );
+            assert_eq!(error.code(), ttrpc::Code::PERMISSION_DENIED);
+        }
+    }
+
+    #[test]
+    fn what_is_no_denial_has_the_guests_own_hint() {
         let failure = Failure {
-            kind: FailureKind::DeniedByKeyBroker,
-            message: "the key broker refused".into(),
-            hint: Some("ask its owner".into()),
-            denial: Some("4711".into()),
+            kind: FailureKind::NotFound,
+            message: "there is no such image".into(),
+            hint: Some("push it".into()),
+            denial: None,
         };
         let error = Error::Agent(CallError::Refused(failure));
-        assert_eq!(
-            error.to_string(),
-            "the key broker refused (denial 4711: the key broker's owner finds the reason with `sealpod kbs why 4711`); hint: ask its owner"
-        );
-        assert_eq!(error.code(), ttrpc::Code::PERMISSION_DENIED);
+        assert_eq!(error.to_string(), "there is no such image; hint: push it");
     }
 }

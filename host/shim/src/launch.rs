@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
+use oci_spec::runtime::Spec;
 
 use crate::bootstrap;
 use crate::cgroup::Cgroup;
@@ -24,7 +25,7 @@ pub(crate) const RUNTIME_FOLDER: &str = "/run/sealpod";
 const ADDRESS: &str = "address";
 /// Socket addresses have 108 bytes.
 const LONGEST_ID: usize = 76;
-/// How long a shim that was killed may take to be gone.
+/// How long a shim that was killed, and then its VM, may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(2);
 const MOMENT: Duration = Duration::from_millis(5);
 
@@ -58,14 +59,22 @@ pub fn delete(line: &CommandLine) -> Result<Vec<u8>, Error> {
     {
         sockets().filter(|(_, id, _)| *id == line.id).for_each(|(pid, ..)| wait_for_end(pid));
         remove_abandoned();
-        if let Ok(Some(group)) = specification::pod(&spec).map(|pod| pod.cgroup) {
-            Cgroup::find(&group).remove();
+        // Nothing else of the specification matters any more, nor whether it can be read.
+        if let Some(group) = control_group(&spec) {
+            let group = Cgroup::find(group);
+            wait_for_emptiness(&group);
+            group.remove();
         }
     }
     let exit = Exit::now(KILLED);
     let response =
         DeleteResponse { exit_status: exit.code, exited_at: exit.timestamp(), ..DeleteResponse::default() };
     response.write_to_bytes().map_err(|error| Error::Invalid(error.to_string()))
+}
+
+/// The pod's control group on this machine, as the engine wrote it.
+fn control_group(spec: &Spec) -> Option<&Path> {
+    spec.linux().as_ref()?.cgroups_path().as_deref()
 }
 
 /// The engine's working directory for both calls is the bundle.
@@ -178,6 +187,17 @@ fn wait_for_end(process: u32) {
     }
 }
 
+/// The VM ends with its shim, but not in the same moment, and a group that has processes cannot be removed.
+fn wait_for_emptiness(group: &Cgroup) {
+    let began = Instant::now();
+    let files = group.procs();
+    let has_processes =
+        |file: &PathBuf| std::fs::read_to_string(file).is_ok_and(|processes| !processes.trim().is_empty());
+    while files.iter().any(has_processes) && began.elapsed() < PATIENCE {
+        std::thread::sleep(MOMENT);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +219,21 @@ mod tests {
             std::fs::write(bundle("pod").join(ADDRESS), "unix:///run/vc/7-pod").unwrap();
             assert!(address_of(&bundle("web"), "web", "pod").is_err(), "another runtime's");
         }
+    }
+
+    #[test]
+    fn a_pods_control_group_is_known_by_a_specification_that_cannot_be_used() {
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "mounts": [{"destination": "/etc/resolv.conf", "type": "bind", "source": "/gone/resolv.conf"}],
+            "annotations": {"io.katacontainers.config.hypervisor.cc_init_data": "broken"},
+            "linux": {"cgroupsPath": "/kubepods/pod1/abc", "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "network", "path": "/gone/netns"}
+            ]}
+        });
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        assert!(specification::pod(&spec).is_err());
+        assert_eq!(control_group(&spec), Some(Path::new("/kubepods/pod1/abc")));
     }
 
     #[test]

@@ -224,8 +224,8 @@ impl Pod {
     async fn give_volume(&self, folder: &HostFolder) -> Result<(), Error> {
         let mut given = self.volumes.lock().await;
         if !given.contains_key(&folder.volume) {
-            volumes::give(&self.agent, folder).await?;
-            let follower = volumes::follow(self.agent.clone(), folder.clone());
+            let version = volumes::give(&self.agent, folder).await?;
+            let follower = volumes::follow(self.agent.clone(), folder.clone(), version);
             given.insert(folder.volume.clone(), follower);
         }
         Ok(())
@@ -469,7 +469,7 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
         std::fs::create_dir_all(parent).map_err(Error::io(format!("cannot make {}", parent.display())))?;
     }
     let sandbox = Sandbox::start(SandboxConfig {
-        memory_mib: memory_mib(config, wanted.memory_bytes),
+        memory_mib: memory_mib(config, wanted.memory_bytes, cgroup.pods_memory_is_limited()),
         cpus: wanted.cpus.unwrap_or(config.cpus),
         ephemeral_disk_mib: config.ephemeral_disk_mib,
         pluggable_disks: true,
@@ -499,13 +499,15 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
     }
 }
 
-/// The containers' limits and what the guest itself takes, or what the node's administrator gives pods without limits.
-fn memory_mib(config: &Config, limits_bytes: Option<u64>) -> u32 {
+/// The containers' limits and what the guest itself takes, or what the node's administrator gives pods without limits:
+/// that at least where not all containers have one.
+fn memory_mib(config: &Config, limits_bytes: Option<u64>, all_are_limited: bool) -> u32 {
     let sum = |bytes: u64| {
         let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         mib.saturating_add(config.memory_overhead_mib)
     };
-    limits_bytes.map_or(config.memory_mib, sum)
+    let least = if all_are_limited { 0 } else { config.memory_mib };
+    limits_bytes.map_or(config.memory_mib, |bytes| sum(bytes).max(least))
 }
 
 #[cfg(test)]
@@ -515,8 +517,14 @@ mod tests {
     #[test]
     fn a_vm_has_room_for_its_containers_and_itself() {
         let config = Config::default();
-        assert_eq!(memory_mib(&config, None), config.memory_mib);
-        assert_eq!(memory_mib(&config, Some(1 << 30)), 1024 + config.memory_overhead_mib);
-        assert_eq!(memory_mib(&config, Some(u64::MAX)), u32::MAX);
+        for all_are_limited in [true, false] {
+            let memory_mib = |bytes| memory_mib(&config, bytes, all_are_limited);
+            assert_eq!(memory_mib(None), config.memory_mib);
+            assert_eq!(memory_mib(Some(1 << 30)), 1024 + config.memory_overhead_mib);
+            assert_eq!(memory_mib(Some(u64::MAX)), u32::MAX);
+        }
+        // One small container beside others without limits says nothing of what those need.
+        assert_eq!(memory_mib(&config, Some(16 << 20), true), 16 + config.memory_overhead_mib);
+        assert_eq!(memory_mib(&config, Some(16 << 20), false), config.memory_mib);
     }
 }

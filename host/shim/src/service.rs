@@ -80,7 +80,7 @@ impl Service {
 
     async fn create_task(&self, request: CreateTaskRequest) -> Result<CreateTaskResponse, Error> {
         let bundle = PathBuf::from(&request.bundle);
-        let spec = specification::read(&bundle)?;
+        let spec = specification::read_all(&bundle)?;
         let role = specification::role(&spec, &request.id)?;
         let paths = Paths {
             stdin: request.stdin.clone(),

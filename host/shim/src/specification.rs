@@ -7,7 +7,9 @@ mod annotations;
 mod disks;
 mod images;
 mod mounts;
+mod parts;
 mod resources;
+mod untyped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -59,6 +61,8 @@ pub(crate) enum Error {
     Refused { what: String, why: &'static str },
     #[error("the volume's device {}: {source}", path.display())]
     Disk { path: PathBuf, source: std::io::Error },
+    #[error("the part (subPath) of a volume at {destination:?}: {problem}")]
+    Part { destination: String, problem: std::io::Error },
     #[error("annotation {name}: {problem}")]
     Annotation { name: &'static str, problem: String },
     #[error("the root file system's option {option} cannot be read: {problem}")]
@@ -72,11 +76,21 @@ fn refused(what: impl Into<String>, why: &'static str) -> Error {
 /// Its file in a bundle.
 pub(crate) const FILE: &str = "config.json";
 
-/// Reads that of a bundle.
+/// Reads that of a bundle, as far as it is understood.
 pub(crate) fn read(bundle: &Path) -> Result<Spec, Error> {
+    Ok(serde_json::from_slice(&text(bundle)?)?)
+}
+
+/// Reads that of a bundle, which must say no more than is understood.
+pub(crate) fn read_all(bundle: &Path) -> Result<Spec, Error> {
+    let spec = serde_json::from_slice(&text(bundle)?)?;
+    untyped::refuse(&spec)?;
+    Ok(serde_json::from_value(spec)?)
+}
+
+fn text(bundle: &Path) -> Result<Vec<u8>, Error> {
     let path = bundle.join(FILE);
-    let text = std::fs::read(&path).map_err(|source| Error::Bundle { path, source })?;
-    Ok(serde_json::from_slice(&text)?)
+    std::fs::read(&path).map_err(|source| Error::Bundle { path, source })
 }
 
 /// Whether the container with an id is a pod's sandbox, or in which one it is.
@@ -128,7 +142,7 @@ pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
         }
     }
     refuse_common(spec, linux)?;
-    let mounts = Mounts::read(spec)?;
+    let mounts = Mounts::read(spec, annotations.pod())?;
     let (memory_bytes, cpus) = annotations.size();
     Ok(PodSpecification {
         hostname: spec.hostname().clone().unwrap_or_default(),
@@ -181,6 +195,9 @@ pub(crate) fn container(
     let linux = linux(spec)?;
     let process = spec.process().as_ref().ok_or(Error::Missing("process"))?;
     refuse_common(spec, linux)?;
+    if linux.sysctl().as_ref().is_some_and(|sysctl| !sysctl.is_empty()) {
+        return Err(refused("a container's own sysctl", "kernel parameters are set for the pod as a whole"));
+    }
     let shares_processes_of = shared_processes(linux)?;
     let group = process.user().additional_gids().iter().flatten().copied().collect::<BTreeSet<_>>();
     let capabilities = capabilities(process);
@@ -188,7 +205,7 @@ pub(crate) fn container(
     let privileged = !hidden && capabilities.contains(PRIVILEGED_ONLY);
     let devices = disks::devices(linux, privileged)?;
     let engines = ENGINES_CAPABILITIES.map(str::to_owned).into();
-    let mounts = Mounts::read(spec)?;
+    let mounts = Mounts::read(spec, annotations.pod())?;
     let request = CreateContainer {
         id: id.into(),
         name: annotations.container_name(),
@@ -242,7 +259,9 @@ pub(crate) fn exec(
 
 /// Reads new limits: OCI resources in JSON.
 pub(crate) fn update(json: &[u8]) -> Result<Resources, Error> {
-    resources::typed(&serde_json::from_slice(json)?)
+    let resources = serde_json::from_slice(json)?;
+    untyped::refuse_resources(&resources)?;
+    resources::typed(&serde_json::from_value(resources)?)
 }
 
 fn linux(spec: &Spec) -> Result<&Linux, Error> {

@@ -18,30 +18,33 @@ const DATA: &str = "..data";
 /// All files of a volume together: with base64 and JSON they must fit into one request.
 const MOST_BYTES: u64 = 2_900_000;
 const MOST_FILES: usize = 4096;
+/// How often a volume is read again that changed meanwhile.
+const ATTEMPTS: usize = 5;
 const DEEPEST: usize = 16;
 /// How often a change is looked for. kubelet itself takes up to a minute.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Gives a volume to the guest.
-pub(crate) async fn give(agent: &Client, folder: &HostFolder) -> Result<(), Error> {
-    let request = read(folder)?;
+/// Which content of a volume the guest has: where kubelet's link led.
+pub(crate) type Version = Option<PathBuf>;
+
+/// Gives a volume to the guest; says which content that was.
+pub(crate) async fn give(agent: &Client, folder: &HostFolder) -> Result<Version, Error> {
+    let (version, request) = read_one(folder)?;
     agent.call(Request::WriteVolume(Box::new(request))).await?;
-    Ok(())
+    Ok(version)
 }
 
 /// Follows a volume's changes until the task is ended.
-pub(crate) fn follow(agent: Client, folder: HostFolder) -> JoinHandle<()> {
-    let link = folder.path.join(DATA);
-    let mut known = std::fs::read_link(&link).ok();
+pub(crate) fn follow(agent: Client, folder: HostFolder, mut known: Version) -> JoinHandle<()> {
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            let current = std::fs::read_link(&link).ok();
+            let current = version(&folder);
             if current.is_none() || current == known {
                 continue;
             }
             match give(&agent, &folder).await {
-                Ok(()) => known = current,
+                Ok(given) => known = given,
                 Err(error) => {
                     tracing::warn!(volume = folder.volume, %error, "a change does not reach the guest")
                 }
@@ -50,15 +53,31 @@ pub(crate) fn follow(agent: Client, folder: HostFolder) -> JoinHandle<()> {
     })
 }
 
-fn read(folder: &HostFolder) -> Result<WriteVolume, Error> {
+fn version(folder: &HostFolder) -> Version {
+    std::fs::read_link(folder.path.join(DATA)).ok()
+}
+
+/// Reads one version whole: kubelet removes the old one when it has moved the link.
+fn read_one(folder: &HostFolder) -> Result<(Version, WriteVolume), Error> {
+    for _ in 1..ATTEMPTS {
+        let before = version(folder);
+        let volume = read(folder, before.as_deref());
+        if version(folder) == before {
+            return volume.map(|volume| (before, volume));
+        }
+    }
+    let last = version(folder);
+    read(folder, last.as_deref()).map(|volume| (last, volume))
+}
+
+fn read(folder: &HostFolder, version: Option<&Path>) -> Result<WriteVolume, Error> {
     let mut reading = Reading { files: Vec::new(), bytes_left: MOST_BYTES, volume: &folder.volume };
-    let data = folder.path.join(DATA);
     if folder.path.is_file() {
         reading.file(&folder.path, "file".into())?;
-    } else if data.is_dir() {
-        reading.folder(&data, &PathBuf::new(), 0)?;
     } else {
-        reading.folder(&folder.path, &PathBuf::new(), 0)?;
+        // The folder that the link leads to, not the link, which moves.
+        let data = version.map_or_else(|| folder.path.clone(), |version| folder.path.join(version));
+        reading.folder(&data, &PathBuf::new(), 0)?;
     }
     let group = std::fs::metadata(&folder.path).map(|metadata| metadata.gid()).ok();
     Ok(WriteVolume {
@@ -98,14 +117,15 @@ impl Reading<'_> {
     fn file(&mut self, path: &Path, inside: String) -> Result<(), Error> {
         let io = || Error::io(format!("cannot read {}", path.display()));
         let file = std::fs::File::open(path).map_err(io())?;
-        let mode = file.metadata().map_err(io())?.mode() & 0o777;
+        let metadata = file.metadata().map_err(io())?;
+        let (mode, user) = (metadata.mode() & 0o777, Some(metadata.uid()).filter(|user| *user != 0));
         let mut content = Vec::new();
         file.take(self.bytes_left + 1).read_to_end(&mut content).map_err(io())?;
         self.bytes_left = self.bytes_left.checked_sub(content.len() as u64).ok_or_else(|| self.too_much())?;
         if self.files.len() == MOST_FILES {
             return Err(self.too_much());
         }
-        self.files.push(VolumeFile { path: inside, mode, content: STANDARD.encode(content) });
+        self.files.push(VolumeFile { path: inside, mode, user, content: STANDARD.encode(content) });
         Ok(())
     }
 
@@ -138,7 +158,7 @@ mod tests {
     }
 
     fn read_volume(path: &Path) -> Result<WriteVolume, Error> {
-        read(&HostFolder { volume: "settings".into(), path: path.into() })
+        read_one(&HostFolder { volume: "settings".into(), path: path.into() }).map(|(_, volume)| volume)
     }
 
     #[test]
@@ -149,6 +169,39 @@ mod tests {
         let paths: Vec<_> = volume.files.iter().map(|file| (file.path.as_str(), file.mode)).collect();
         assert_eq!(paths, [("a", 0o440), ("b/c", 0o440)]);
         assert_eq!(volume.files[0].content, STANDARD.encode("1"));
+    }
+
+    #[test]
+    fn what_is_read_is_the_version_that_is_told() {
+        let folder = kubelets(&[("a", "1")]);
+        let of = HostFolder { volume: "settings".into(), path: folder.path().into() };
+        let (version, _) = read_one(&of).unwrap();
+        assert_eq!(version.as_deref(), Some(Path::new("..2026_11_24")));
+        // One that kubelet makes meanwhile is another, also before its link has moved.
+        let next = folder.path().join("..2026_11_25");
+        std::fs::create_dir(&next).unwrap();
+        std::fs::write(next.join("a"), "2").unwrap();
+        let old = read(&of, version.as_deref()).unwrap();
+        std::fs::remove_file(folder.path().join(DATA)).unwrap();
+        symlink("..2026_11_25", folder.path().join(DATA)).unwrap();
+        assert_eq!(read(&of, version.as_deref()).unwrap().files[0].content, old.files[0].content);
+        let (version, new) = read_one(&of).unwrap();
+        assert_eq!(version.as_deref(), Some(Path::new("..2026_11_25")));
+        assert_eq!(new.files[0].content, STANDARD.encode("2"));
+    }
+
+    #[test]
+    fn a_file_keeps_its_owner() {
+        let folder = kubelets(&[("a", "1")]);
+        let path = folder.path().join("..data/a");
+        let own = std::fs::metadata(&path).unwrap().uid();
+        let user = |path: &Path| read_volume(path).unwrap().files[0].user;
+        assert_eq!(user(folder.path()), Some(own).filter(|own| *own != 0));
+        // Only root gives files away.
+        if own == 0 {
+            std::os::unix::fs::chown(&path, Some(4000), None).unwrap();
+            assert_eq!(user(folder.path()), Some(4000));
+        }
     }
 
     #[test]

@@ -285,7 +285,7 @@ fn image_words(image: &ImagePolicy) -> String {
 }
 
 fn mount_words(mount: &MountPolicy) -> String {
-    let MountPolicy { read_only, optional, sources, volume_begins, in_memory } = mount;
+    let MountPolicy { read_only, optional, sources, sub_path, volume_begins, in_memory } = mount;
     let source = |source: &MountSource| match source {
         MountSource::Files { volume, file: None } => format!("the files of {volume}"),
         MountSource::Files { volume, file: Some(_) } => format!("one file, {volume}"),
@@ -301,7 +301,8 @@ fn mount_words(mount: &MountPolicy) -> String {
     sources.extend(volume_begins.iter().map(|begins| format!("the files of {begins}…")));
     let access = if *read_only { ", read-only" } else { "" };
     let presence = if *optional { ", or nothing" } else { "" };
-    format!("{}{access}{presence}", sources.join(" or "))
+    let part = sub_path.iter().map(|path| format!("the part {} of ", words::word(path))).collect::<String>();
+    format!("{part}{}{access}{presence}", sources.join(" or "))
 }
 
 fn digest(text: &str) -> String {

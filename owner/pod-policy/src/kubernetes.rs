@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// An object's names.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -28,6 +29,7 @@ pub(crate) struct PodTemplate {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodSpec {
+    pub(crate) runtime_class_name: Option<String>,
     pub(crate) containers: Vec<Container>,
     #[serde(default)]
     pub(crate) init_containers: Vec<Container>,
@@ -61,6 +63,8 @@ pub(crate) struct PodSecurityContext {
     pub(crate) supplemental_groups: Vec<u32>,
     #[serde(default)]
     pub(crate) sysctls: Vec<Sysctl>,
+    pub(crate) seccomp_profile: Option<Profile>,
+    pub(crate) app_armor_profile: Option<Profile>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -100,11 +104,20 @@ pub(crate) struct Container {
     pub(crate) volume_mounts: Vec<VolumeMount>,
     #[serde(default)]
     pub(crate) volume_devices: Vec<VolumeDevice>,
+    #[serde(default)]
+    pub(crate) resources: ContainerResources,
     pub(crate) termination_message_path: Option<String>,
     pub(crate) liveness_probe: Option<Handler>,
     pub(crate) readiness_probe: Option<Handler>,
     pub(crate) startup_probe: Option<Handler>,
     pub(crate) lifecycle: Option<Lifecycle>,
+}
+
+/// Of which only the names matter.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct ContainerResources {
+    #[serde(default)]
+    pub(crate) limits: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -173,8 +186,17 @@ pub(crate) struct SecurityContext {
     #[serde(default)]
     pub(crate) read_only_root_filesystem: bool,
     pub(crate) proc_mount: Option<String>,
+    pub(crate) seccomp_profile: Option<Profile>,
+    pub(crate) app_armor_profile: Option<Profile>,
     #[serde(default)]
     pub(crate) capabilities: Capabilities,
+}
+
+/// A seccomp or AppArmor profile.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Profile {
+    #[serde(rename = "type", default)]
+    pub(crate) kind: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -11,6 +11,10 @@ use crate::yaml::{self, AnnotateError, Annotation, Content, Node, Step, YamlErro
 
 /// The annotation by which a pod gets its init data.
 pub const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+/// The annotation by which containerd 1.7 and newer know, when they pull a pod's images, that its runtime leaves them to the guest.
+const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
+/// The name of our runtime, as of its RuntimeClass.
+const RUNTIME: &str = "sealpod";
 /// What Kubernetes allows all annotations of an object together, in bytes.
 const MOST_ANNOTATIONS: usize = 256 << 10;
 
@@ -131,27 +135,37 @@ impl Manifest {
         &self.objects
     }
 
-    /// The text with an annotation for each pod, in their order. All else stays as it is.
+    /// The text with the init data's annotation for each pod, in their order, and with one more for containerd where a pod
+    /// names our runtime. All else stays as it is.
     ///
     /// # Errors
     /// [`ManifestError::TooLong`], [`ManifestError::Annotate`].
     pub fn annotate(&self, values: &[String]) -> Result<String, ManifestError> {
-        let mut annotations = Vec::new();
+        let (mut init_data, mut handlers) = (Vec::new(), Vec::new());
         for (pod, value) in self.pods.iter().zip(values) {
+            let annotation = |name, value: &str| Annotation {
+                document: pod.document,
+                steps: pod.steps.clone(),
+                name,
+                value: value.into(),
+            };
+            init_data.push(annotation(ANNOTATION, value));
             let others = pod.template.metadata.annotations.iter().filter(|(name, _)| *name != ANNOTATION);
             let others: usize = others.map(|(name, value)| name.len() + value.len()).sum();
-            let actual = others + ANNOTATION.len() + value.len();
+            let mut actual = others + ANNOTATION.len() + value.len();
+            let is_ours = pod.template.spec.runtime_class_name.as_deref() == Some(RUNTIME);
+            if is_ours && !pod.template.metadata.annotations.contains_key(RUNTIME_HANDLER) {
+                handlers.push(annotation(RUNTIME_HANDLER, RUNTIME));
+                actual += RUNTIME_HANDLER.len() + RUNTIME.len();
+            }
             if actual > MOST_ANNOTATIONS {
                 return Err(ManifestError::TooLong { pod: pod.name.clone(), actual });
             }
-            annotations.push(Annotation {
-                document: pod.document,
-                steps: pod.steps.clone(),
-                name: ANNOTATION,
-                value: value.clone(),
-            });
         }
-        yaml::annotate(&self.text, &annotations).map_err(|source| {
+        // One after the other, since each may have to make the place for both.
+        let annotated =
+            yaml::annotate(&self.text, &init_data).and_then(|text| yaml::annotate(&text, &handlers));
+        annotated.map_err(|source| {
             let pods: Vec<_> = self.pods.iter().map(Pod::name).collect();
             ManifestError::Annotate { pod: pods.join(", "), source }
         })
@@ -323,6 +337,24 @@ mod tests {
         let annotated = manifest.annotate(&vec!["QQ==".to_owned(); 8]).unwrap();
         let again = Manifest::read(&annotated).unwrap();
         assert!(again.pods().iter().all(|pod| pod.annotation() == Some("QQ==")), "{annotated}");
+    }
+
+    #[test]
+    fn containerd_is_told_to_leave_the_images_of_our_runtimes_pods() {
+        let annotated = |metadata: &str, class: &str| {
+            let spec = format!("{{runtimeClassName: {class}, containers: [{{name: a, image: i}}]}}");
+            let text = format!("apiVersion: v1\nkind: Pod\n{metadata}spec: {spec}\n");
+            let annotated = Manifest::read(&text).unwrap().annotate(&["QQ==".into()]).unwrap();
+            let again = Manifest::read(&annotated).unwrap();
+            assert_eq!(again.pods()[0].annotation(), Some("QQ=="), "{annotated}");
+            again.pods()[0].template.metadata.annotations.get(RUNTIME_HANDLER).cloned()
+        };
+        for metadata in ["", "metadata: {name: p}\n", "metadata:\n  name: p\n  annotations: {a: b}\n"] {
+            assert_eq!(annotated(metadata, "sealpod").as_deref(), Some("sealpod"), "{metadata}");
+            assert_eq!(annotated(metadata, "other"), None, "{metadata}");
+        }
+        let own = "metadata: {annotations: {io.containerd.cri.runtime-handler: mine}}\n";
+        assert_eq!(annotated(own, "sealpod").as_deref(), Some("mine"));
     }
 
     #[test]

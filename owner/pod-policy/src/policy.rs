@@ -229,6 +229,9 @@ pub struct MountPolicy {
     /// What it may be, any of these. An empty folder's `size_bytes` is the most that it may say; a disk is any disk with
     /// any file system, since all that is on it is the host's word.
     pub sources: Vec<MountSource>,
+    /// Which part of an empty folder or a disk it is, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<Word>,
     /// The first letters of the volume's name, whose rest the cluster makes up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_begins: Option<String>,

@@ -29,6 +29,10 @@ fn volume(volume: &str, mount: &str) -> String {
     )
 }
 
+fn volume_at(place: &str) -> String {
+    volume("emptyDir: {}", "").replace("mountPath: /v", &format!("mountPath: {place}"))
+}
+
 #[test]
 fn what_the_guest_cannot_have_is_refused() {
     for (spec, words) in [
@@ -53,7 +57,25 @@ fn what_the_guest_cannot_have_is_refused() {
             "two devices",
         ),
         (disk("", "volumeDevices: [{name: d, devicePath: /dev/null}]"), "below /dev"),
-        (disk("", "volumeMounts: [{name: d, mountPath: /m, subPath: a}]"), "subPath"),
+        (disk("", "volumeMounts: [{name: d, mountPath: /m, subPath: a/../b}]"), "does not lead to a folder"),
+        (volume("emptyDir: {}", "subPath: /a"), "does not lead to a folder"),
+        (
+            container("resources: {limits: {memory: 1Gi, hugepages-2Mi: 2Mi}}"),
+            "containers.a.resources.limits.hugepages-2Mi: the guest has no huge pages to give",
+        ),
+        (
+            container("securityContext: {seccompProfile: {type: Localhost, localhostProfile: p}}"),
+            "seccompProfile",
+        ),
+        (
+            "{securityContext: {seccompProfile: {type: Localhost}}, containers: [{name: a, image: i}]}"
+                .into(),
+            "seccompProfile",
+        ),
+        (
+            container("securityContext: {appArmorProfile: {type: Localhost, localhostProfile: p}}"),
+            "appArmorProfile",
+        ),
         (
             disk("", "volumeMounts: [{name: d, mountPath: /m}, {name: d, mountPath: /m/inside}]"),
             "inside a claim's volume",
@@ -65,6 +87,10 @@ fn what_the_guest_cannot_have_is_refused() {
         (volume("emptyDir: {medium: HugePages}", ""), "HugePages"),
         (volume("emptyDir: {medium: Memory, sizeLimit: 1.5Gi}", ""), "sizeLimit"),
         (volume("emptyDir: {}", "mountPropagation: Bidirectional"), "mountPropagation"),
+        (volume_at("/dev/"), "nothing can be mounted at /dev: the guest makes it itself"),
+        (volume_at("/proc/sys/kernel"), "nothing can be mounted at /proc/sys/kernel"),
+        (volume_at("/sys/fs/cgroup"), "nothing can be mounted at /sys/fs/cgroup"),
+        (volume_at("/"), "nothing can be mounted at /:"),
     ] {
         let refusal = refusal(&spec);
         assert!(refusal.contains(words), "{spec}: {refusal}");

@@ -1,7 +1,10 @@
 //! Containers of a pod.
 
+use std::path::{Path, PathBuf};
+
+use rustix::process::Pid;
 use sealpod_tests::ImageOptions;
-use sealpod_tests::node::{cri, variables};
+use sealpod_tests::node::{cri, map, variables};
 
 use crate::world::World;
 
@@ -35,7 +38,7 @@ pub(crate) async fn exit_codes_times_and_logs_are_true(world: &World) {
 pub(crate) async fn a_container_that_failed_runs_again_with_the_pods_volumes(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;
-    let cache = node.path("kubelet/pods/0a1b/volumes/kubernetes.io~empty-dir/attempts");
+    let cache = node.kubelets(pod.name(), "volumes/kubernetes.io~empty-dir/attempts");
     std::fs::create_dir_all(&cache).unwrap();
     for attempt in 0..2 {
         let script = "echo try >> /cache/tries; wc -l < /cache/tries; [ $(wc -l < /cache/tries) = 2 ]";
@@ -177,6 +180,17 @@ pub(crate) async fn a_security_context_holds(world: &World) {
     // Programs may gain privileges unless the pod says otherwise; system calls are filtered all the same.
     let lines = run("escalation", status, |_| ()).await;
     assert_eq!(lines[1..], ["NoNewPrivs:0", "Seccomp:2"], "{lines:?}");
+    let masked = "[ -c /proc/kcore ] && echo hidden; [ -f /proc/kcore ] && echo seen; \
+        echo 1 > /proc/sys/kernel/printk && echo written";
+    let lines = run("masked", masked, |_| ()).await;
+    assert_eq!(lines.first().map(String::as_str), Some("hidden"), "{lines:?}");
+    assert!(!lines.contains(&"written".into()), "{lines:?}");
+    let lines = run("unmasked", masked, |security| {
+        security.masked_paths = Vec::new();
+        security.readonly_paths = Vec::new();
+    })
+    .await;
+    assert!(lines.contains(&"seen".into()), "{lines:?}");
     let lines = run("read-only", "touch /file 2>&1; touch /dev/shm/file && echo written", |security| {
         security.readonly_rootfs = true
     })
@@ -202,6 +216,13 @@ pub(crate) async fn limits_hold_and_are_counted(world: &World) {
     let id = node.spawn(&pod, config.clone()).await;
     let status = node.ended(&id).await;
     assert_ne!(status.exit_code, 0);
+    assert_eq!(status.reason, "OOMKilled");
+    // Also where its own process outlives the child that was killed, and ends by itself.
+    config.metadata.as_mut().unwrap().name = "survivor".into();
+    config.log_path = "survivor.log".into();
+    config.command[2] = "sh -c 'head -c 60000000 /dev/zero | tail -n 1' > /dev/null; exit 3".into();
+    let (status, _) = node.run(&pod, config.clone()).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (3, "OOMKilled"));
     config.metadata.as_mut().unwrap().name = "modest".into();
     config.command[2] = "while :; do :; done".into();
     let id = node.spawn(&pod, config).await;
@@ -227,8 +248,81 @@ pub(crate) async fn limits_hold_and_are_counted(world: &World) {
     node.runtime().update_container_resources(update).await.unwrap();
     let limits = node.exec(&id, "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max").await.unwrap();
     assert_eq!(String::from_utf8_lossy(&limits.stdout), format!("{}\n20000 100000\n", 40 << 20));
+    let all =
+        node.runtime().list_container_stats(cri::ListContainerStatsRequest { filter: None }).await.unwrap();
+    let all = all.into_inner().stats;
+    let own = all.iter().find(|stats| stats.attributes.as_ref().is_some_and(|known| known.id == id)).unwrap();
+    assert!(own.cpu.as_ref().unwrap().usage_core_nano_seconds.as_ref().unwrap().value > first);
     let stop = cri::StopContainerRequest { container_id: id, timeout: 0 };
     node.runtime().stop_container(stop).await.unwrap();
+}
+
+pub(crate) async fn requests_and_processors_are_the_guests(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = "cd /sys/fs/cgroup; cat cpu.weight cpuset.cpus memory.oom.group";
+    let mut config = node.container_config("requests", &world.image(), script);
+    config.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
+        cpu_shares: 512,
+        // Of the host's; the guest of this pod has one processor.
+        cpuset_cpus: "1".into(),
+        unified: map(&[("memory.oom.group", "1")]),
+        ..Default::default()
+    });
+    let (_, lines) = node.run(&pod, config).await;
+    let lines: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    assert_eq!(lines, ["20", "0", "1"]);
+}
+
+/// While the engine does not read, the container waits, and nobody keeps what it writes.
+pub(crate) async fn output_waits_for_its_reader(world: &World) {
+    const BYTES: usize = 100_000_000;
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let script = format!(
+        "head -c 999 /dev/zero | tr '\\0' x > /tmp/line; echo >> /tmp/line
+        i=0; while [ $i -lt 1000 ]; do cat /tmp/line; i=$((i+1)); done > /tmp/block
+        i=0; while [ $i -lt {} ]; do cat /tmp/block; i=$((i+1)); done",
+        BYTES / 1_000_000
+    );
+    let shim = shim_of(&pod.id);
+    let id = node.spawn(&pod, node.container_config("flood", &world.image(), &script)).await;
+    let log = node.status(&id).await.log_path;
+    let length = || std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+    node.until("its output begins", async || (length() > 1_000_000).then_some(())).await;
+    node.pause_containerd(true);
+    let before = resident_bytes(shim);
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let (stopped, after) = (length(), resident_bytes(shim));
+    node.pause_containerd(false);
+    assert!(stopped < BYTES as u64, "the reader was stopped too late");
+    assert!(after < before + (8 << 20), "{before} bytes, then {after}");
+    assert_eq!(node.ended(&id).await.exit_code, 0);
+    let text = node
+        .until("all of it arrives", async || {
+            let text = std::fs::read(&log).unwrap();
+            (text.iter().filter(|byte| **byte == b'\n').count() >= BYTES / 1000).then_some(text)
+        })
+        .await;
+    assert_eq!(text.iter().filter(|byte| **byte == b'x').count(), BYTES / 1000 * 999);
+    std::fs::remove_file(&log).unwrap();
+}
+
+fn shim_of(pod: &str) -> Pid {
+    let has_id = |folder: &Path| {
+        let line = std::fs::read(folder.join("cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words[0].ends_with(b"containerd-shim-sealpod-v2") && words.contains(&pod.as_bytes())
+    };
+    let folders = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let number = |folder: PathBuf| folder.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw);
+    folders.filter(|folder| has_id(folder)).find_map(number).expect("the pod has a shim")
+}
+
+fn resident_bytes(process: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.as_raw_pid())).unwrap();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse::<u64>().unwrap() << 10
 }
 
 pub(crate) async fn much_output_arrives_whole(world: &World) {

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE;
 use sealpod_tests::Node;
 use sealpod_tests::node::{LogLine, NodePod, cri};
 
+use crate::volumes::Part;
 use crate::world::World;
 
 /// Where drivers say what there is to mount.
@@ -86,7 +87,7 @@ pub(crate) async fn a_csi_volume_is_mounted_in_the_guest_and_left_clean(world: &
     std::fs::create_dir(&content).unwrap();
     std::fs::write(content.join("old"), "from before\n").unwrap();
     run("mkfs.ext4", &["-q", "-d", content.to_str().unwrap(), image.to_str().unwrap()]);
-    let place = place(&node, "pvc-1");
+    let place = place(&node, "csi", "pvc-1");
     let info = Path::new(DIRECT_VOLUMES).join(URL_SAFE.encode(place.to_str().unwrap()));
     std::fs::create_dir_all(&info).unwrap();
     let json = format!(
@@ -123,9 +124,17 @@ pub(crate) async fn a_csi_volume_is_mounted_in_the_guest_and_left_clean(world: &
         })
         .await;
     assert_eq!(text(&lines), ["from before", "0 70", "70"]);
+    // A folder of it, which kubelet makes where nothing is mounted.
+    let part = Part::of(&place.join("made/deep"), node.kubelets("csi", "volume-subpaths/pvc-1/part/0"));
+    let mut config = node.container_config("part", &world.image(), "echo part > /part/file; ls /part");
+    let host_path = part.0.display().to_string();
+    config.mounts = vec![cri::Mount { container_path: "/part".into(), host_path, ..Default::default() }];
+    let (_, lines) = node.run(&pod, config).await;
+    assert_eq!(text(&lines), ["file"]);
     node.remove(&pod).await;
     let image = image.to_str().unwrap();
     assert_eq!(run("debugfs", &["-R", "cat /new", image]), "new\n");
+    assert_eq!(run("debugfs", &["-R", "cat /made/deep/file", image]), "part\n");
     run("e2fsck", &["-f", "-n", image]);
     let header = run("dumpe2fs", &["-h", image]);
     assert!(!header.contains("needs_recovery"), "its journal is empty: {header}");
@@ -134,7 +143,7 @@ pub(crate) async fn a_csi_volume_is_mounted_in_the_guest_and_left_clean(world: &
 pub(crate) async fn a_volume_that_is_mounted_on_the_host_is_refused(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;
-    let place = place(&node, "pvc-2");
+    let place = place(&node, pod.name(), "pvc-2");
     let mut config = node.container_config("mounted", &world.image(), "true");
     let host_path = place.display().to_string();
     config.mounts = vec![cri::Mount { container_path: "/db".into(), host_path, ..Default::default() }];
@@ -149,8 +158,8 @@ async fn refusal(node: &Node, pod: &NodePod, config: cri::ContainerConfig) -> St
 }
 
 /// Where kubelet would have a driver mount a volume.
-fn place(node: &Node, name: &str) -> PathBuf {
-    let place = node.path("kubelet/pods/0a1b/volumes/kubernetes.io~csi").join(name).join("mount");
+fn place(node: &Node, pod: &str, name: &str) -> PathBuf {
+    let place = node.kubelets(pod, &format!("volumes/kubernetes.io~csi/{name}/mount"));
     std::fs::create_dir_all(&place).unwrap();
     place
 }

@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::Node;
-use sealpod_tests::node::{NodePod, RUNTIME, cri};
+use sealpod_tests::node::{NodePod, RUNTIME, control_groups, cri};
 
 use crate::world::World;
 
@@ -22,7 +22,7 @@ fn processes(program: &str, word: &str) -> Vec<Pid> {
     folders.filter(|folder| matches(folder)).filter_map(number).collect()
 }
 
-/// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces of pods.
+/// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces and control groups of pods, and mounts.
 pub(crate) fn inventory() -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for program in ["qemu-system-x86_64", "swtpm", "containerd-shim-sealpod-v2"] {
@@ -36,8 +36,17 @@ pub(crate) fn inventory() -> Vec<String> {
                 .filter(|path| !path.ends_with("/cni") && !path.ends_with("/crio")),
         );
     }
+    found.extend(control_groups().iter().map(|group| group.display().to_string()));
+    found.extend(mounts().iter().map(|place| format!("a mount at {place}")));
     found.sort();
     found
+}
+
+/// Where something is mounted in this namespace, which is the tests' own.
+fn mounts() -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Its fifth word is the place (proc_pid_mountinfo(5)).
+    mounts.lines().map(|mount| mount.split(' ').nth(4).unwrap().to_owned()).collect()
 }
 
 /// Waits until the inventory is what it was: nothing more, and nothing less.
@@ -72,6 +81,9 @@ async fn becomes_empty(log: impl Fn() -> String, differences: impl Fn() -> Vec<S
     assert!(in_time.await.is_ok(), "{:?} are left\n{}", differences(), log());
 }
 
+/// Within which time the death of a pod's process is noticed.
+const NOTICED: Duration = Duration::from_secs(20);
+
 async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
     let node = world.node().await;
     let _shared = world.pod(&node).await;
@@ -85,9 +97,13 @@ async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
         "containerd-shim-sealpod-v2" => shim,
         _ => processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0],
     };
+    let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     kill_process(victim, Signal::KILL).unwrap();
     let status = node.ended(&id).await;
     assert_ne!(status.exit_code, 0);
+    // The time is the shim's, or that of containerd's call of it: how long CRI takes to say so is not in it.
+    let ended = Duration::from_nanos(status.finished_at.try_into().unwrap());
+    assert!(ended.saturating_sub(killed) < NOTICED, "killed at {killed:?}, noticed at {ended:?}");
     let failed: &Node = &node;
     let gone: &NodePod = &pod;
     node.until("the pod is not ready", async || (!failed.is_ready(gone).await).then_some(())).await;
@@ -225,11 +241,10 @@ fn counts() -> (usize, usize) {
     }
 }
 
-/// Mounts of this namespace, and the snapshotter's descriptors: what must not grow.
-fn usage() -> (usize, usize) {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+/// The snapshotter's descriptors, which must not become more.
+fn descriptors() -> usize {
     let snapshotter = processes("sealpod-snapshotter", "--root")[0].as_raw_pid();
-    (mounts, std::fs::read_dir(format!("/proc/{snapshotter}/fd")).unwrap().count())
+    std::fs::read_dir(format!("/proc/{snapshotter}/fd")).unwrap().count()
 }
 
 pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
@@ -238,7 +253,7 @@ pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
     let (in_a_row, at_once) = counts();
     // The snapshotter connects to containerd when the first container asks for it, and stays connected.
     node.run(&shared, node.container_config("first", &world.image(), "true")).await;
-    let (before, used) = (inventory(), usage());
+    let (before, open) = (inventory(), descriptors());
     for number in 0..in_a_row {
         let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
         node.remove(&pod).await;
@@ -252,5 +267,6 @@ pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
         node.remove(&pod).await;
     });
     futures::future::join_all(pods).await;
-    node.until("nothing is left", async || (inventory() == before && usage() == used).then_some(())).await;
+    node.until("nothing is left", async || (inventory() == before && descriptors() == open).then_some(()))
+        .await;
 }

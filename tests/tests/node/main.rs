@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(trials!(world, pods:
         an_encrypted_image_runs_and_the_host_asks_for_no_layer,
+        a_pod_has_the_size_the_place_and_the_parameters_that_it_asked_for,
         what_a_confidential_pod_cannot_have_is_refused_with_the_reason,
         what_the_policy_does_not_allow_is_refused_by_name,
         a_runc_pod_runs_beside,
@@ -67,7 +68,9 @@ fn main() -> ExitCode {
         the_image_says_user_and_command_and_the_pod_may_change_them,
         a_security_context_holds,
         limits_hold_and_are_counted,
+        requests_and_processors_are_the_guests,
         much_output_arrives_whole,
+        output_waits_for_its_reader,
         a_paused_container_stands_still,
     ));
     trials.extend(trials!(world, streams:
@@ -80,6 +83,10 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, volumes:
         files_of_the_host_arrive_and_are_updated,
         empty_volumes_are_shared_and_bounded,
+        a_volume_takes_the_place_of_what_every_container_has,
+        another_pods_volume_is_refused,
+        a_part_of_an_empty_volume_is_in_the_volume,
+        files_belong_to_whom_kubelet_gave_them,
     ));
     trials.extend(trials!(world, disks:
         a_raw_block_volume_is_a_device_of_the_container,

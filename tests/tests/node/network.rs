@@ -78,6 +78,7 @@ pub(crate) async fn a_pod_is_reached_by_its_address_and_reaches_others(world: &W
     let server = node.spawn(&pod, node.container_config("server", &world.image(), script)).await;
     let address = node.address(&pod).await;
     served(&node, &address, 80).await;
+    served(&node, &node.second_address(&pod).await, 80).await;
     let lines = sealpod_tests::node::log_lines(node.status(&server).await.log_path.as_ref());
     let text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
     assert_eq!(

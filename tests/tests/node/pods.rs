@@ -1,7 +1,7 @@
 //! Pods as wholes.
 
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{RUNTIME, cri};
+use sealpod_tests::node::{RUNTIME, cri, map};
 use sealpod_tests::{ImageOptions, InitData};
 
 use crate::world::World;
@@ -35,6 +35,38 @@ pub(crate) async fn an_encrypted_image_runs_and_the_host_asks_for_no_layer(world
     );
     node.remove(&pod).await;
     assert!(!node.is_ready(&pod).await);
+}
+
+pub(crate) async fn a_pod_has_the_size_the_place_and_the_parameters_that_it_asked_for(world: &World) {
+    let node = world.node().await;
+    node.pull(&world.image()).await;
+    let mut config = node.pod_config("sized", Some(&world.init_data()));
+    let linux = config.linux.as_mut().unwrap();
+    linux.sysctls = map(&[("net.ipv4.ip_unprivileged_port_start", "123")]);
+    linux.resources = Some(cri::LinuxContainerResources {
+        memory_limit_in_bytes: 512 << 20,
+        cpu_quota: 150_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    });
+    let pod = node.try_run_pod(config, RUNTIME).await.unwrap_or_else(|status| panic!("{}", status.message()));
+    let script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; nproc; grep MemTotal /proc/meminfo";
+    let (_, lines) = node.run(&pod, node.container_config("main", &world.image(), script)).await;
+    assert_eq!((lines[0].text.as_str(), lines[1].text.as_str()), ("123", "2"));
+    let memory: u64 = lines[2].text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // The limit and 256 MiB for the guest itself, less what the kernel keeps.
+    assert!((640 << 10..768 << 10).contains(&memory), "{memory} KiB");
+    // QEMU is in the pod's control group, in each hierarchy.
+    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
+    let info = node.runtime().pod_sandbox_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", info["pid"])).unwrap();
+    let memory_group =
+        groups.lines().find(|line| line.contains(":memory:") || line.starts_with("0::")).unwrap();
+    assert!(memory_group.ends_with(&pod.id), "{groups}");
+    let program = std::fs::read_to_string(format!("/proc/{}/comm", info["pid"])).unwrap();
+    assert!(program.starts_with("qemu-system"), "{program}");
+    node.remove(&pod).await;
 }
 
 pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reason(world: &World) {

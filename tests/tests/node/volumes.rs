@@ -1,16 +1,17 @@
 //! Volumes as kubelet prepares them.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use sealpod_tests::Node;
-use sealpod_tests::node::cri;
+use sealpod_tests::node::{NodePod, cri};
 
 use crate::world::World;
 
 /// Where kubelet would keep a volume of a pod.
-fn kubelets(node: &Node, plugin: &str, name: &str) -> PathBuf {
-    let folder = node.path("kubelet/pods/0a1b/volumes").join(format!("kubernetes.io~{plugin}")).join(name);
+fn kubelets(node: &Node, pod: &NodePod, plugin: &str, name: &str) -> PathBuf {
+    let folder = node.kubelets(pod.name(), &format!("volumes/kubernetes.io~{plugin}/{name}"));
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
@@ -27,6 +28,25 @@ fn write(volume: &Path, version: &str, files: &[(&str, &str)]) {
     std::fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
 }
 
+/// A folder of a volume as kubelet mounts it for `subPath`.
+pub(crate) struct Part(pub(crate) PathBuf);
+
+impl Part {
+    pub(crate) fn of(folder: &Path, place: PathBuf) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::create_dir_all(&place).unwrap();
+        let mounted = Command::new("mount").arg("--bind").args([folder, &place]).status().unwrap();
+        assert!(mounted.success());
+        Self(place)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 fn mount(container_path: &str, host_path: &Path, readonly: bool) -> cri::Mount {
     let host_path = host_path.display().to_string();
     cri::Mount { container_path: container_path.into(), host_path, readonly, ..Default::default() }
@@ -35,15 +55,14 @@ fn mount(container_path: &str, host_path: &Path, readonly: bool) -> cri::Mount {
 pub(crate) async fn files_of_the_host_arrive_and_are_updated(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;
-    let settings = kubelets(&node, "configmap", "settings");
+    let settings = kubelets(&node, &pod, "configmap", "settings");
     write(&settings, "1", &[("colour", "green"), ("other", "x")]);
-    let hosts = node.path("kubelet/pods/0a1b/etc-hosts");
+    let hosts = node.kubelets(pod.name(), "etc-hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost\n192.0.2.7 database\n").unwrap();
     let script = "cat /etc/settings/colour /single; grep -c database /etc/hosts; touch /etc/settings/x 2>&1
         until grep -q red /etc/settings/colour; do sleep 0.1; done; ls /etc/settings; cat /single";
     let mut config = node.container_config("files", &world.image(), script);
-    let subpath = node.path("kubelet/pods/0a1b/volume-subpaths/settings/files/0");
-    std::fs::create_dir_all(subpath.parent().unwrap()).unwrap();
+    let subpath = node.kubelets(pod.name(), "volume-subpaths/settings/files/0");
     std::fs::write(&subpath, "one file\n").unwrap();
     config.mounts = vec![
         mount("/etc/settings", &settings, true),
@@ -66,9 +85,8 @@ pub(crate) async fn files_of_the_host_arrive_and_are_updated(world: &World) {
 pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;
-    let cache = kubelets(&node, "empty-dir", "cache");
-    let log = node.path("kubelet/pods/0a1b/containers/writer/4f2a");
-    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    let cache = kubelets(&node, &pod, "empty-dir", "cache");
+    let log = node.kubelets(pod.name(), "containers/writer/4f2a");
     std::fs::write(&log, "").unwrap();
     let mut writer = node.container_config(
         "writer",
@@ -85,4 +103,135 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     let (_, lines) = node.run(&pod, reader).await;
     assert!(lines[0].text == "note" && lines[1].text.contains("Read-only"), "{lines:?}");
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0, "nothing of it is on the host");
+}
+
+pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let memory = kubelets(&node, &pod, "empty-dir", "memory");
+    let file = |name: &str, text: &str| {
+        let path = node.kubelets(pod.name(), &format!("volume-subpaths/files/own/{name}"));
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let mut config = node.container_config(
+        "own",
+        &world.image(),
+        "echo shared > /dev/shm/note; cat /kept/note /etc/hosts /etc/resolv.conf; df -P /dev/shm | tail -1",
+    );
+    config.mounts = vec![
+        mount("/dev/shm", &memory, false),
+        mount("/kept", &memory, true),
+        mount("/etc/hosts", &file("0", "192.0.2.9 only\n"), true),
+        mount("/etc/resolv.conf", &file("1", "nameserver 192.0.2.53\n"), true),
+    ];
+    let (status, lines) = node.run(&pod, config).await;
+    let lines: Vec<_> = lines.into_iter().map(|line| line.text).collect();
+    assert_eq!(status.exit_code, 0, "{lines:?}");
+    assert_eq!(lines[..3], ["shared", "192.0.2.9 only", "nameserver 192.0.2.53"]);
+    // What the pod has in common stays what it was for the others.
+    let other = node.container_config("other", &world.image(), "ls /dev/shm; grep -c . /etc/resolv.conf");
+    let (_, lines) = node.run(&pod, other).await;
+    assert!(lines.iter().all(|line| line.text != "note"), "{lines:?}");
+    for place in ["/dev", "/proc/sys"] {
+        let mut config = node.container_config("hidden", &world.image(), "true");
+        config.mounts = vec![mount(place, &memory, false)];
+        let id = node.try_create(&pod, config).await.unwrap();
+        let refused = node.try_start(&id).await.unwrap_err();
+        assert!(refused.message().contains(&format!("nothing can be mounted at {place:?}")), "{refused}");
+    }
+}
+
+pub(crate) async fn another_pods_volume_is_refused(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let others = node.kubelets("other", "volumes/kubernetes.io~secret/keys");
+    std::fs::create_dir_all(&others).unwrap();
+    std::fs::write(others.join("key"), "another's").unwrap();
+    let mut config = node.container_config("curious", &world.image(), "cat /keys/key");
+    config.mounts = vec![mount("/keys", &others, true)];
+    let id = node.try_create(&pod, config).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    assert!(refused.message().contains("hostPath"), "{refused}");
+}
+
+/// What the container writes there is in the volume, and the container of another part does not see it.
+pub(crate) async fn a_part_of_an_empty_volume_is_in_the_volume(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let whole = kubelets(&node, &pod, "empty-dir", "parted");
+    let part = |path: &str, number: u32| {
+        let place = node.kubelets(pod.name(), &format!("volume-subpaths/parted/writer/{number}"));
+        Part::of(&whole.join(path), place)
+    };
+    let (deep, other) = (part("a/b", 0), part("other", 1));
+    let mut writer = node.container_config(
+        "part-writer",
+        &world.image(),
+        "echo note > /part/note; ls /other; ln -s /etc /whole/link; stat -c %a /whole/a/b",
+    );
+    writer.mounts =
+        vec![mount("/part", &deep.0, false), mount("/other", &other.0, true), mount("/whole", &whole, false)];
+    let (status, lines) = node.run(&pod, writer).await;
+    assert_eq!((status.exit_code, lines.len()), (0, 1), "{lines:?}");
+    assert_eq!(lines[0].text, "777");
+    let mut reader =
+        node.container_config("part-reader", &world.image(), "cat /whole/a/b/note; rm -r /whole/a");
+    reader.mounts = vec![mount("/whole", &whole, false)];
+    let (status, lines) = node.run(&pod, reader).await;
+    assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "note"), "{lines:?}");
+    // A link that a container made does not lead out of the volume.
+    let link = part("link", 2);
+    let mut escaping = node.container_config("part-escaping", &world.image(), "ls /part");
+    escaping.mounts = vec![mount("/part", &link.0, false)];
+    let id = node.try_create(&pod, escaping).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    assert!(refused.message().contains("\"link\" is no folder of the volume"), "{refused}");
+    // What a removed container had a part of stays.
+    let mut config =
+        node.container_config("part-again", &world.image(), "cat /part/kept || echo kept > /part/kept");
+    config.mounts = vec![mount("/part", &other.0, false)];
+    for attempt in 0..2 {
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        config.log_path = format!("part-again-{attempt}.log");
+        let (status, lines) = node.run(&pod, config.clone()).await;
+        assert_eq!(lines.last().unwrap().text == "kept", attempt == 1, "{lines:?}");
+        let gone = cri::RemoveContainerRequest { container_id: status.id };
+        node.runtime().remove_container(gone).await.unwrap();
+    }
+}
+
+/// As kubelet has a service account's token where all containers have one user, and files where the pod has a group.
+pub(crate) async fn files_belong_to_whom_kubelet_gave_them(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let token = kubelets(&node, &pod, "projected", "token");
+    write(&token, "1", &[("token", "secret")]);
+    let file = token.join("..data/token");
+    chown(&file, Some(4000), None).unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let (grouped, cache) =
+        (kubelets(&node, &pod, "configmap", "grouped"), kubelets(&node, &pod, "empty-dir", "grouped-cache"));
+    write(&grouped, "1", &[("file", "of the group")]);
+    for folder in [&grouped, &cache] {
+        chown(folder, None, Some(70)).unwrap();
+    }
+    std::fs::set_permissions(grouped.join("..data/file"), PermissionsExt::from_mode(0o640)).unwrap();
+    let run = async |name: &str, user: i64, groups: Vec<i64>| {
+        let script = "cat /token/token /grouped/file 2>&1; echo; touch /cache/x; stat -c %g /cache/x";
+        let mut config = node.container_config(name, &world.image(), script);
+        config.mounts = vec![
+            mount("/token", &token, true),
+            mount("/grouped", &grouped, true),
+            mount("/cache", &cache, false),
+        ];
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        security.run_as_user = Some(cri::Int64Value { value: user });
+        security.supplemental_groups = groups;
+        let (_, lines) = node.run(&pod, config).await;
+        lines.into_iter().map(|line| line.text).collect::<Vec<_>>()
+    };
+    assert_eq!(run("owner", 4000, vec![70]).await, ["secretof the group", "70"]);
+    let stranger = run("stranger", 4001, Vec::new()).await;
+    assert!(stranger.iter().filter(|line| line.contains("Permission denied")).count() == 2, "{stranger:?}");
 }

@@ -105,7 +105,7 @@ pub(crate) async fn a_pod_without_init_data_runs_nothing_and_shows_nothing(world
 pub(crate) async fn init_data_that_the_broker_does_not_know_gets_no_key(world: &World) {
     let owner = world.owner();
     // As a host would write it: everything is allowed.
-    let policy = "package agent_policy\nExecProcess := true\nCreateContainer := true\n";
+    let policy = "package agent_policy\nStartPod := true\nExecProcess := true\nCreateContainer := true\n";
     let init_data = InitData { agent_policy: Some(policy), registered: false, ..InitData::default() };
     let pod = Pod::start(owner, Some(owner.init_data(&init_data))).await;
     let failure = pod.refused(Request::PullImage(PullImage { image: world.image() })).await;

@@ -11,6 +11,8 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 const AGENT_POLICY: &str = r#"
 package agent_policy
 
+StartPod := true
+
 CreateContainer := true
 
 ReadStdout := true
@@ -103,7 +105,7 @@ impl World {
             let image = self.image();
             let digest = self.pod().await.pull(&image).await.digest;
             let policy = format!(
-                "package agent_policy\n\nCreateContainer if {{\n\tinput.image_digest == \"{digest}\"\n\
+                "package agent_policy\n\nStartPod := true\n\nCreateContainer if {{\n\tinput.image_digest == \"{digest}\"\n\
                  \tinput.effective_command == [\"/bin/sh\", \"-c\", \"{STRICT_SCRIPT}\"]\n}}\n"
             );
             let init_data = InitData { agent_policy: Some(&policy), ..InitData::default() };

@@ -1,5 +1,6 @@
 //! A control group (cgroup v2): limits, the freezer, and what was used.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -21,7 +22,7 @@ pub(super) fn freeze(group: &Path, frozen: bool) -> io::Result<()> {
 
 /// Changes limits; what is absent stays as it is.
 pub(super) fn update(group: &Path, resources: &Resources) -> io::Result<()> {
-    let Resources { memory_bytes, cpu_millis, cpu_weight, cpus, pids } = resources;
+    let Resources { memory_bytes, cpu_millis, cpu_weight, cpus, pids, kill_together } = resources;
     let set = |file: &str, value: String| fs::write(group.join(file), value);
     if let Some(bytes) = memory_bytes {
         set("memory.max", bytes.to_string())?;
@@ -33,12 +34,37 @@ pub(super) fn update(group: &Path, resources: &Resources) -> io::Result<()> {
         set("cpu.weight", weight.clamp(&1, &10_000).to_string())?;
     }
     if let Some(cpus) = cpus {
-        set("cpuset.cpus", cpus.clone())?;
+        set("cpuset.cpus", own_cpus(cpus)?)?;
     }
     if let Some(pids) = pids {
         set("pids.max", pids.to_string())?;
     }
+    if let Some(together) = kill_together {
+        set("memory.oom.group", u8::from(*together).to_string())?;
+    }
     Ok(())
+}
+
+/// Which of this machine's processors are meant by numbers of the host's: as many, counted around.
+pub(super) fn own_cpus(hosts: &str) -> io::Result<String> {
+    let count = std::thread::available_parallelism()?.get();
+    wrap_cpus(hosts, count).ok_or_else(|| {
+        let message = format!("{hosts:?} are no numbers of processors, as 0-2,4");
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    })
+}
+
+fn wrap_cpus(numbers: &str, count: usize) -> Option<String> {
+    let mut own = BTreeSet::new();
+    for range in numbers.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if last < first {
+            return None;
+        }
+        own.extend((first..=last).take(count).map(|number| number % count));
+    }
+    Some(own.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// What a group has used and uses.
@@ -87,6 +113,20 @@ pub(super) fn has_processes(group: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_of_the_host_are_as_many_of_this_machine() {
+        let wrap = |numbers, count| wrap_cpus(numbers, count);
+        assert_eq!(wrap("0-1", 4).as_deref(), Some("0,1"));
+        assert_eq!(wrap("2-3,6", 4).as_deref(), Some("2,3"));
+        // Two containers that have processors for themselves on the host have them here.
+        assert_eq!((wrap("10-11", 4).as_deref(), wrap("12-13", 4).as_deref()), (Some("2,3"), Some("0,1")));
+        assert_eq!(wrap("0-4294967295", 2).as_deref(), Some("0,1"));
+        assert_eq!(wrap("7", 1).as_deref(), Some("0"));
+        for wrong in ["", "a", "1-", "3-1", "-1", "0-1:2", "1,,2"] {
+            assert_eq!(wrap(wrong, 2), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_group_is_read_and_written() {

@@ -6,6 +6,7 @@ pub(crate) mod helper;
 mod join;
 mod launch;
 pub(crate) mod namespace;
+mod parts;
 mod process;
 pub(crate) mod reduce;
 mod rootfs;
@@ -150,7 +151,7 @@ impl Containers {
         image: ContainerImage,
         folders: &Folders,
     ) -> Result<Container, Failure> {
-        let volumes = self.find_volumes(&request.mounts).await?;
+        let volumes = self.find_volumes(&request.mounts, folders).await?;
         let devices = self.find_devices(&request.devices).await?;
         self.write_etc(&request, folders)?;
         let (id, name, reference) = (request.id.clone(), request.name.clone(), request.image.clone());
@@ -183,16 +184,20 @@ impl Containers {
         })
     }
 
-    async fn find_volumes(&self, mounts: &[Mount]) -> Result<Vec<VolumeMount>, Failure> {
+    async fn find_volumes(&self, mounts: &[Mount], folders: &Folders) -> Result<Vec<VolumeMount>, Failure> {
         let mut found = Vec::new();
         for Mount { destination, read_only, source } in volumes::in_order(mounts)? {
             VolumeMount::check_destination(destination)
                 .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
-            let source = match source {
-                MountSource::Disk { disk, file_system, group } => {
+            let volume = match source {
+                MountSource::Disk { disk, file_system, group, .. } => {
                     self.disks.file_system(disk, file_system, *group).await?
                 }
                 of_guest => self.volumes.path(of_guest)?,
+            };
+            let source = match source.sub_path() {
+                Some(path) => part(&volume, path, folders.parts.join(found.len().to_string())).await?,
+                None => volume,
             };
             found.push(VolumeMount { destination: destination.clone(), source, read_only: *read_only });
         }
@@ -471,6 +476,18 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// Mounts a part of a volume at a place of its own; gives the place.
+async fn part(volume: &Path, path: &str, place: PathBuf) -> Result<PathBuf, Failure> {
+    let inside = volumes::check_path(path)?.to_owned();
+    let (volume, to) = (volume.to_owned(), place.clone());
+    let mounted = tokio::task::spawn_blocking(move || parts::mount(&volume, &inside, &to)).await;
+    mounted.map_err(io::Error::other).and_then(|mounted| mounted).map_err(|error| {
+        failure(FailureKind::Invalid, format!("{path:?} is no folder of the volume: {error}"))
+            .hint("a subPath leads through folders only, never over a link")
+    })?;
+    Ok(place)
 }
 
 /// Ends a container's other processes with its own, as the kernel does where that is the first of its namespace.

@@ -20,8 +20,6 @@ use crate::reaper::Ended;
 const BUFFER: usize = 32 * 1024;
 /// What a terminal takes for the end of its input (Ctrl-D).
 const END_OF_TRANSMISSION: u8 = 4;
-/// 128 + SIGKILL.
-const KILLED: u8 = 137;
 
 /// Our ends of a process's standard streams.
 #[derive(Default)]
@@ -42,8 +40,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Follows the process `pid`, which is not reaped yet. `killed_for_memory` says, once the process was
-    /// killed, whether the kernel did it for want of memory.
+    /// Follows the process `pid`, which is not reaped yet. `killed_for_memory` says, once it has ended, whether the
+    /// kernel killed a process of the container's meanwhile for want of memory: itself, or a child that it then missed.
     pub(super) fn follow(
         pid: Pid,
         ended: Ended,
@@ -56,7 +54,7 @@ impl Process {
             // The sender is dropped only with the reaper, when everything ends.
             let Ok(status) = ended.await else { return };
             let code = exit_code(status);
-            let out_of_memory = code == KILLED && killed_for_memory();
+            let out_of_memory = killed_for_memory();
             sender.send_replace(Some(ExitStatus { code, exited_at_ms: now_ms(), out_of_memory }));
         });
         Ok(Self { pid, handle, streams: Mutex::new(streams), exit })

@@ -11,6 +11,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, XattrFlags, getxattr, listxattr, mk
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::parts;
+
 /// Where a container's files are.
 #[derive(Clone, Debug)]
 pub(crate) struct Folders {
@@ -22,6 +24,8 @@ pub(crate) struct Folders {
     pub(super) etc: PathBuf,
     /// The console socket of its process.
     pub(super) console: PathBuf,
+    /// Where parts of volumes are mounted for it.
+    pub(super) parts: PathBuf,
     /// Its cgroup.
     pub(super) cgroup: PathBuf,
 }
@@ -35,6 +39,7 @@ pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 /// The folder of the group that holds those of all containers.
 pub(crate) const POD_CGROUP: &str = "/sys/fs/cgroup/sealpod";
 const CONTAINERS: &str = "/run/sealpod/containers";
+const PARTS: &str = "/run/sealpod/parts";
 
 impl Folders {
     /// Those of the container `id`, which must have been checked.
@@ -44,6 +49,7 @@ impl Folders {
             root: bundle.join("rootfs"),
             etc: bundle.join("etc"),
             console: bundle.join("console.sock"),
+            parts: Path::new(PARTS).join(id),
             cgroup: Path::new(CGROUPS).join(CGROUP.trim_start_matches('/')).join(id),
             bundle,
         }
@@ -88,6 +94,7 @@ impl Folders {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => (),
             Err(error) => return Err(error.into()),
         }
+        parts::remove(&self.parts)?;
         for folder in [self.bundle.clone(), Path::new(RUNTIME).join(id)] {
             not_found_is_fine(fs::remove_dir_all(folder))?;
         }

@@ -8,7 +8,7 @@ use sealpod_agent_protocol::{CreateContainer, ExecProcess, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::control_group::{CPU_PERIOD_US, cpu_quota_us};
+use super::control_group::{CPU_PERIOD_US, cpu_quota_us, own_cpus};
 use super::disks::DeviceNode;
 use super::reduce::effective_command;
 use super::rootfs::{CGROUP, Folders};
@@ -94,8 +94,10 @@ pub(super) enum Error {
     Nul(&'static str),
     #[error("{0:?} is no capability")]
     Capability(String),
-    #[error("nothing can be mounted at {0:?}")]
+    #[error("nothing can be mounted at {0:?}, which the guest makes itself, or which is no path")]
     Destination(String),
+    #[error("cannot say which processors: {0}")]
+    Processors(#[from] std::io::Error),
     #[error("no filter of system calls can be made")]
     Seccomp(#[from] libcontainer::oci_spec::OciSpecError),
     #[error("the specification cannot be written")]
@@ -276,7 +278,8 @@ impl VolumeMount {
     pub(super) fn check_destination(destination: &str) -> Result<(), Error> {
         let path = Path::new(destination);
         let plain = path.components().skip(1).all(|part| matches!(part, std::path::Component::Normal(_)));
-        let kernels = ["/proc", "/sys"].iter().any(|kernels| path.starts_with(kernels));
+        let kernels = ["/proc", "/sys"].iter().any(|kernels| path.starts_with(kernels))
+            || ["/dev", "/dev/pts", "/dev/mqueue"].iter().any(|kernels| path == Path::new(kernels));
         match path.is_absolute()
             && path.parent().is_some()
             && plain
@@ -348,7 +351,7 @@ pub(super) fn container(
             // The network, IPC and host name are the pod's.
             "namespaces": [pid_namespace, {"type": "mount"}, {"type": "cgroup"}],
             "cgroupsPath": format!("{CGROUP}/{}", request.id),
-            "resources": resources(&request.resources),
+            "resources": resources(&request.resources)?,
             "devices": devices.iter().map(device).collect::<Vec<_>>(),
             "maskedPaths": paths(MASKED_PATHS),
             "readonlyPaths": paths(READ_ONLY_PATHS),
@@ -400,6 +403,12 @@ fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount])
         file("hosts"),
         file("hostname"),
     ];
+    // A volume at such a place is meant instead.
+    let is_volumes = |place: &Value| {
+        let place = place["destination"].as_str().map(Path::new);
+        volumes.iter().any(|volume| place == Some(Path::new(&volume.destination)))
+    };
+    mounts.retain(|mount| !is_volumes(mount));
     mounts.extend(volumes.iter().map(volume));
     mounts.into()
 }
@@ -411,7 +420,7 @@ fn device(device: &DeviceNode) -> Value {
 }
 
 /// cgroup v2 limits.
-fn resources(resources: &Resources) -> Value {
+fn resources(resources: &Resources) -> Result<Value, Error> {
     let mut json = json!({});
     if let Some(bytes) = resources.memory_bytes {
         // "swap" is the sum of both: a limit means the same with an ephemeral disk and without.
@@ -423,16 +432,19 @@ fn resources(resources: &Resources) -> Value {
         json["cpu"] = json!({"quota": quota, "period": CPU_PERIOD_US});
     }
     if let Some(cpus) = &resources.cpus {
-        json["cpu"]["cpus"] = cpus.as_str().into();
+        json["cpu"]["cpus"] = own_cpus(cpus)?.into();
     }
     if let Some(weight) = resources.cpu_weight {
         // As a file of cgroup v2's own: "shares" would be converted there and back, with loss.
-        json["unified"] = json!({"cpu.weight": weight.clamp(1, 10_000).to_string()});
+        json["unified"]["cpu.weight"] = weight.clamp(1, 10_000).to_string().into();
+    }
+    if let Some(together) = resources.kill_together {
+        json["unified"]["memory.oom.group"] = u8::from(together).to_string().into();
     }
     if let Some(pids) = resources.pids {
         json["pids"] = json!({"limit": i64::try_from(pids).unwrap_or(i64::MAX)});
     }
-    json
+    Ok(json)
 }
 
 fn merge_environment(base: &[String], more: &BTreeMap<String, String>) -> Result<Vec<String>, Error> {

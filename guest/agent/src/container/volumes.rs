@@ -81,7 +81,7 @@ impl Volumes {
                     failure(FailureKind::NotFound, format!("volume {name:?} has no file {file:?}"))
                 })
             }
-            MountSource::Empty { volume, size_bytes, group } => {
+            MountSource::Empty { volume, size_bytes, group, .. } => {
                 self.path_of_empty(volume, Volume::Empty, |folder| make_empty(folder, *size_bytes, *group))
             }
             MountSource::EmptyFile { volume } => {
@@ -154,7 +154,7 @@ fn check_name(name: &str) -> Result<&str, Failure> {
 }
 
 /// A relative path of plain names, none of which could be taken for the volume's own links.
-fn check_path(path: &str) -> Result<&Path, Failure> {
+pub(super) fn check_path(path: &str) -> Result<&Path, Failure> {
     let plain = |component: Component<'_>| match component {
         Component::Normal(name) => !name.as_encoded_bytes().starts_with(b".."),
         _ => false,
@@ -171,6 +171,7 @@ fn check_path(path: &str) -> Result<&Path, Failure> {
 struct ParsedFile<'a> {
     path: &'a Path,
     mode: u32,
+    user: Option<u32>,
     content: Vec<u8>,
 }
 
@@ -183,7 +184,7 @@ fn parse_file(file: &VolumeFile) -> Result<ParsedFile<'_>, Failure> {
     let content = STANDARD
         .decode(&file.content)
         .map_err(|_| failure(FailureKind::Invalid, format!("the content of {:?} is no base64", file.path)))?;
-    Ok(ParsedFile { path, mode: file.mode, content })
+    Ok(ParsedFile { path, mode: file.mode, user: file.user, content })
 }
 
 /// Writes a new set of files beside the old one, moves `..data` over to it, and removes the old one.
@@ -216,7 +217,7 @@ fn write_file(folder: &Path, file: &ParsedFile<'_>, group: Option<u32>) -> io::R
     let path = folder.join(file.path);
     let mut written = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
     written.write_all(&file.content)?;
-    chown(&path, None, group)?;
+    chown(&path, file.user, group)?;
     // After the owner, whose change would take bits away; and not bent by the umask.
     written.set_permissions(fs::Permissions::from_mode(file.mode))
 }
@@ -282,11 +283,15 @@ mod tests {
     }
 
     fn file(path: &str, content: &str) -> VolumeFile {
-        VolumeFile { path: path.into(), mode: 0o640, content: STANDARD.encode(content) }
+        VolumeFile { path: path.into(), mode: 0o640, user: None, content: STANDARD.encode(content) }
     }
 
     fn write(volumes: &Volumes, files: Vec<VolumeFile>) -> Result<(), Failure> {
         volumes.write(&WriteVolume { volume: "config".into(), group: None, files })
+    }
+
+    fn empty(volume: &str) -> MountSource {
+        MountSource::Empty { volume: volume.into(), size_bytes: None, group: None, sub_path: None }
     }
 
     fn files(file: Option<&str>) -> MountSource {
@@ -295,7 +300,12 @@ mod tests {
 
     #[test]
     fn no_mount_hides_one_that_belongs_inside_it() {
-        let disk = || MountSource::Disk { disk: "disk-0".into(), file_system: "ext4".into(), group: None };
+        let disk = || MountSource::Disk {
+            disk: "disk-0".into(),
+            file_system: "ext4".into(),
+            group: None,
+            sub_path: None,
+        };
         let mount =
             |destination: &str, source| Mount { destination: destination.into(), read_only: false, source };
         let places = |mounts: &[Mount]| {
@@ -333,6 +343,23 @@ mod tests {
         assert_eq!(names, ["..1", "..data", "a", "b"]);
     }
 
+    /// As kubelet has a token that only its container's user reads.
+    #[test]
+    fn a_file_is_its_owners() {
+        use std::os::unix::fs::MetadataExt;
+        let (_folder, volumes) = volumes();
+        let own = rustix::process::getuid().as_raw();
+        write(&volumes, vec![VolumeFile { user: Some(own), ..file("token", "secret") }]).unwrap();
+        let path = volumes.path(&files(Some("token"))).unwrap();
+        assert_eq!(fs::metadata(path).unwrap().uid(), own);
+        // Only root gives files away.
+        if own == 0 {
+            write(&volumes, vec![VolumeFile { user: Some(4000), ..file("token", "secret") }]).unwrap();
+            let path = volumes.path(&files(Some("token"))).unwrap();
+            assert_eq!(fs::metadata(path).unwrap().uid(), 4000);
+        }
+    }
+
     #[test]
     fn one_file_of_a_volume_is_that_of_its_time() {
         let (_folder, volumes) = volumes();
@@ -365,7 +392,7 @@ mod tests {
     #[test]
     fn an_empty_volume_is_one_for_all_who_name_it() {
         let (_folder, volumes) = volumes();
-        let source = MountSource::Empty { volume: "cache".into(), size_bytes: None, group: None };
+        let source = empty("cache");
         let path = volumes.path(&source).unwrap();
         fs::write(path.join("note"), "kept").unwrap();
         assert_eq!(volumes.path(&source).unwrap(), path);
@@ -375,7 +402,7 @@ mod tests {
         let as_files = WriteVolume { volume: "cache".into(), group: None, files: Vec::new() };
         assert_eq!(volumes.write(&as_files).unwrap_err().kind, FailureKind::Conflict);
         write(&volumes, Vec::new()).unwrap();
-        let source = MountSource::Empty { volume: "config".into(), size_bytes: None, group: None };
+        let source = empty("config");
         assert_eq!(volumes.path(&source).unwrap_err().kind, FailureKind::Conflict);
     }
 

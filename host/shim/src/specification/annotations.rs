@@ -20,6 +20,7 @@ use super::{Error, refused};
 struct Words {
     kind: &'static str,
     sandbox: &'static str,
+    pod: &'static str,
     name: &'static str,
     image: &'static str,
 }
@@ -27,13 +28,15 @@ struct Words {
 const CONTAINERD: Words = Words {
     kind: "io.kubernetes.cri.container-type",
     sandbox: "io.kubernetes.cri.sandbox-id",
+    pod: "io.kubernetes.cri.sandbox-uid",
     name: "io.kubernetes.cri.container-name",
     image: "io.kubernetes.cri.image-name",
 };
 const CRIO: Words = Words {
     kind: "io.kubernetes.cri-o.ContainerType",
     sandbox: "io.kubernetes.cri-o.SandboxID",
-    // A label of kubelet's, which CRI-O adds last.
+    // These two are labels of kubelet's, which CRI-O adds last.
+    pod: "io.kubernetes.pod.uid",
     name: "io.kubernetes.container.name",
     // Some name of the image: not always the one that the pod gave, or any.
     image: "io.kubernetes.cri-o.ImageName",
@@ -120,6 +123,11 @@ impl Annotations {
             ));
         }
         Ok(Role { kind, sandbox: sandbox.into() })
+    }
+
+    /// The UID that Kubernetes knows the pod by.
+    pub(super) fn pod(&self) -> Option<&str> {
+        self.get(self.words.pod)
     }
 
     pub(super) fn container_name(&self) -> Option<String> {

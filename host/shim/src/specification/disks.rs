@@ -114,12 +114,27 @@ struct MountInfo {
 }
 
 /// A CSI volume that is to be mounted at a place of the host's, and is not: the guest does it.
-pub(super) fn volume(name: &str, mount: Mount, place: &Path) -> Result<(Mount, Disk), Error> {
-    read_volume(Path::new(DIRECT_VOLUMES), name, mount, place)
+#[derive(Clone, Debug)]
+pub(super) struct DirectVolume<'a> {
+    pub(super) name: &'a str,
+    /// Where the driver was asked to mount it.
+    pub(super) place: &'a Path,
+    /// Where the container sees it.
+    pub(super) destination: &'a str,
+    pub(super) read_only: bool,
+    pub(super) sub_path: Option<String>,
 }
 
-fn read_volume(volumes: &Path, name: &str, mount: Mount, place: &Path) -> Result<(Mount, Disk), Error> {
-    let what = || format!("the volume {name:?} at {:?}", mount.destination);
+impl DirectVolume<'_> {
+    /// As a mount and a disk, by what its driver says of it.
+    pub(super) fn disk(self) -> Result<(Mount, Disk), Error> {
+        read_volume(Path::new(DIRECT_VOLUMES), self)
+    }
+}
+
+fn read_volume(volumes: &Path, volume: DirectVolume<'_>) -> Result<(Mount, Disk), Error> {
+    let DirectVolume { name, place, destination, read_only, sub_path } = volume;
+    let what = || format!("the volume {name:?} at {destination:?}");
     let path = volumes.join(URL_SAFE.encode(place.as_os_str().as_encoded_bytes())).join(MOUNT_INFO);
     let mut text = Vec::new();
     match std::fs::File::open(&path).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut text)) {
@@ -138,13 +153,15 @@ fn read_volume(volumes: &Path, name: &str, mount: Mount, place: &Path) -> Result
     if let Some(option) = info.options.iter().find(unknown) {
         return Err(refused(format!("mount option {option:?} of {}", what()), "the guest does not know it"));
     }
-    let read_only = info.options.iter().any(|option| option == "ro");
-    let disk =
-        disk(info.device.clone(), read_only).map_err(|source| Error::Disk { path: info.device, source })?;
+    let disk_is_read_only = info.options.iter().any(|option| option == "ro");
+    let disk = disk(info.device.clone(), disk_is_read_only)
+        .map_err(|source| Error::Disk { path: info.device, source })?;
     let group = info.metadata.get("fsGroup").map(|group| group.parse()).transpose();
     let group = group.map_err(|_| refused(format!("fsGroup of {}", what()), "it is no number"))?;
-    let source = MountSource::Disk { disk: disk.serial.clone(), file_system: info.file_system, group };
-    Ok((Mount { read_only: mount.read_only || read_only, source, ..mount }, disk))
+    let source =
+        MountSource::Disk { disk: disk.serial.clone(), file_system: info.file_system, group, sub_path };
+    let read_only = read_only || disk_is_read_only;
+    Ok((Mount { destination: destination.into(), read_only, source }, disk))
 }
 
 #[cfg(test)]
@@ -169,9 +186,14 @@ mod tests {
         std::fs::write(&image, "").unwrap();
         let info = info.replace("IMAGE", image.to_str().unwrap());
         std::fs::write(folder.join(MOUNT_INFO), info).unwrap();
-        let source = MountSource::EmptyFile { volume: String::new() };
-        let mount = Mount { destination: "/data".into(), read_only: false, source };
-        read_volume(volumes.path(), "pvc-1", mount, Path::new(PLACE))
+        let volume = DirectVolume {
+            name: "pvc-1",
+            place: Path::new(PLACE),
+            destination: "/data",
+            read_only: false,
+            sub_path: None,
+        };
+        read_volume(volumes.path(), volume)
     }
 
     #[test]
@@ -181,7 +203,12 @@ mod tests {
         )
         .unwrap();
         assert!(disk.serial.starts_with("fw-") && !disk.read_only && !mount.read_only);
-        let expected = MountSource::Disk { disk: disk.serial, file_system: "ext4".into(), group: Some(70) };
+        let expected = MountSource::Disk {
+            disk: disk.serial,
+            file_system: "ext4".into(),
+            group: Some(70),
+            sub_path: None,
+        };
         assert_eq!(mount.source, expected);
         let (mount, disk) = volume(r#"{"device": "IMAGE", "fs_type": "xfs", "options": ["ro"]}"#).unwrap();
         assert!(disk.serial.starts_with("fr-") && disk.read_only && mount.read_only);

@@ -6,11 +6,13 @@ use oci_spec::runtime::Spec;
 use sealpod_agent_protocol::{Dns, HostEntry, Mount, MountSource};
 use sealpod_sandbox::Disk;
 
-use super::{Error, disks, refused};
+use super::disks::DirectVolume;
+use super::{Error, parts, refused};
 
-/// What every container has, and the guest makes itself.
-const OWN: [&str; 8] =
-    ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/etc/hostname"];
+/// File systems of the kernel's that every container has, and the guest makes itself.
+const KERNELS: [&str; 7] = ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup"];
+/// What an engine makes for a pod and the guest makes itself, unless the pod mounts a volume there.
+const PODS: [&str; 2] = ["/dev/shm", "/etc/hostname"];
 /// What CRI-O puts into each container, or its administrator by it: the guest has its own, or has no use for it.
 const CRIOS: [&str; 5] =
     ["/run/.containerenv", "/run/secrets", "/etc/passwd", "/etc/group", "/etc/localtime"];
@@ -51,16 +53,17 @@ pub(crate) struct HostFolder {
 }
 
 impl Mounts {
-    /// Sorts a specification's mounts; refuses those that cannot be had.
-    pub(super) fn read(spec: &Spec) -> Result<Self, Error> {
+    /// Sorts a specification's mounts; refuses those that cannot be had. `pod` is the pod's UID, if the engine says it.
+    pub(super) fn read(spec: &Spec, pod: Option<&str>) -> Result<Self, Error> {
         let mut mounts = Self { hosts: None, resolv_conf: None, volumes: Vec::new() };
         for mount in spec.mounts().iter().flatten() {
             let destination = mount.destination().to_string_lossy().into_owned();
             let source = mount.source().clone().unwrap_or_default();
             match destination.as_str() {
-                HOSTS if is_hosts(&source) => mounts.hosts = Some(source),
-                RESOLV_CONF => mounts.resolv_conf = Some(source),
-                own if OWN.contains(&own) => {}
+                HOSTS if is_hosts(&source, pod) => mounts.hosts = Some(source),
+                RESOLV_CONF if is_engines(&source) => mounts.resolv_conf = Some(source),
+                kernels if KERNELS.contains(&kernels) && !is_bind(mount) => {}
+                pods if PODS.contains(&pods) && is_engines(&source) => {}
                 _ if is_image_volume(&source) => {}
                 crios if CRIOS.contains(&crios) && is_crios(&source) => {}
                 _ if mount.typ().as_deref() == Some("tmpfs") => {
@@ -72,6 +75,7 @@ impl Mounts {
                 _ => mounts.volumes.push(volume(
                     &destination,
                     &source,
+                    pod,
                     mount.options().as_deref().unwrap_or_default(),
                 )?),
             }
@@ -123,10 +127,18 @@ fn is_image_volume(source: &Path) -> bool {
 
 /// Whether a hosts file is the one that kubelet wrote for the pod, or its engine. Any other would be read for whoever
 /// names it.
-fn is_hosts(source: &Path) -> bool {
-    passes(source, &["pods", "*", "etc-hosts"])
-        || passes(source, &[CONTAINERD, "sandboxes", "*", "hosts"])
-        || is_crios(source)
+fn is_hosts(source: &Path, pod: Option<&str>) -> bool {
+    kubelets(&words(source), pod) == ["etc-hosts"] || is_engines(source)
+}
+
+/// Whether an engine made a file or folder for the pod.
+fn is_engines(source: &Path) -> bool {
+    passes(source, &[CONTAINERD, "sandboxes", "*", "*"]) || is_crios(source)
+}
+
+/// Whether something of the host's is to be mounted, as volumes are, and not a new file system.
+fn is_bind(mount: &oci_spec::runtime::Mount) -> bool {
+    mount.typ().as_deref().is_none_or(|kind| kind == "bind")
 }
 
 /// Whether a source lies in the folder that CRI-O has for each container. What it is at, a pod's author may say too;
@@ -135,49 +147,69 @@ fn is_crios(source: &Path) -> bool {
     passes(source, &[CRIO, "*", "userdata", "*"])
 }
 
-/// Whether a path leads through folders of these names, each in the one before. `*` is any text, or begins a name.
-fn passes(path: &Path, names: &[&str]) -> bool {
-    let words: Vec<_> = path.iter().filter_map(|word| word.to_str()).collect();
-    let is = |word: &str, name: &str| name.strip_prefix('*').map_or(word == name, |end| word.ends_with(end));
-    words.windows(names.len()).any(|words| words.iter().zip(names).all(|(word, name)| is(word, name)))
+fn words(path: &Path) -> Vec<&str> {
+    path.iter().filter_map(|word| word.to_str()).collect()
 }
 
-/// kubelet keeps a pod's files at `…/pods/<uid>/…`: what follows says what a source is.
-fn volume(destination: &str, source: &Path, options: &[String]) -> Result<(Mount, Volume), Error> {
+/// Whether a path leads through folders of these names, each in the one before. `*` is any text, or begins a name.
+fn passes(path: &Path, names: &[&str]) -> bool {
+    let is = |word: &str, name: &str| name.strip_prefix('*').map_or(word == name, |end| word.ends_with(end));
+    words(path).windows(names.len()).any(|words| words.iter().zip(names).all(|(word, name)| is(word, name)))
+}
+
+/// kubelet keeps a pod's files at `…/pods/<uid>/…`: gives what follows, which says what a source is. Another pod's are
+/// files of the host.
+fn kubelets<'a>(words: &'a [&'a str], pod: Option<&str>) -> &'a [&'a str] {
+    let at = words.windows(2).position(|pair| pair[0] == "pods" && pod.is_none_or(|pod| pair[1] == pod));
+    at.and_then(|at| words.get(at + 2..)).unwrap_or_default()
+}
+
+/// A volume, told by what its source is to kubelet.
+fn volume(
+    destination: &str,
+    source: &Path,
+    pod: Option<&str>,
+    options: &[String],
+) -> Result<(Mount, Volume), Error> {
     let has = |option: &str| options.iter().any(|given| given == option);
     if has("rshared") || has("shared") || has("rslave") || has("slave") {
         let what = format!("mount propagation of the volume at {destination:?}");
         return Err(refused(what, "mounts of the host cannot appear in the guest"));
     }
-    let typed = |source| Mount { destination: destination.into(), read_only: has("ro"), source };
-    let words: Vec<&str> = source.iter().filter_map(|word| word.to_str()).collect();
-    let own =
-        words.iter().position(|word| *word == "pods").and_then(|at| words.get(at + 2..)).unwrap_or_default();
-    match own {
+    let read_only = has("ro") || has("rro");
+    let typed = |source| Mount { destination: destination.into(), read_only, source };
+    match kubelets(&words(source), pod) {
         ["volumes", plugin, name] => match plugin.strip_prefix("kubernetes.io~") {
             Some("configmap" | "secret" | "downward-api" | "projected") => {
                 let files = MountSource::Files { volume: name.to_string(), file: None };
                 let folder = HostFolder { volume: name.to_string(), path: source.into() };
                 Ok((typed(files), Volume::Files(folder)))
             }
-            Some("empty-dir") => {
-                let (size_bytes, group) = (memory_limit(source), group(source));
-                Ok((typed(MountSource::Empty { volume: name.to_string(), size_bytes, group }), Volume::Guest))
-            }
+            Some("empty-dir") => Ok((typed(empty(name, source, None)), Volume::Guest)),
             _ => Err(refused(
                 format!("the volume {name:?} at {destination:?} ({plugin})"),
                 "only ConfigMap, Secret, downward API, projected, emptyDir and CSI volumes reach a confidential pod",
             )),
         },
         ["volumes", "kubernetes.io~csi", name, "mount"] => {
-            let mount = typed(MountSource::Empty { volume: name.to_string(), size_bytes: None, group: None });
-            disks::volume(name, mount, source).map(|(mount, disk)| (mount, Volume::Disk(disk)))
+            let volume = DirectVolume { name, place: source, destination, read_only, sub_path: None };
+            volume.disk().map(|(mount, disk)| (mount, Volume::Disk(disk)))
         }
-        ["volume-subpaths", name, ..] if is_of_driver(source, name) => Err(refused(
-            format!("a part (subPath) of the volume {name:?} at {destination:?}"),
-            "the host does not see into a volume that the guest mounts",
-        )),
         ["volume-subpaths", name, container, number] => {
+            let of_pod = |place: &str| source.ancestors().nth(4).map(|pod| pod.join("volumes").join(place));
+            let is_there = |volume: &PathBuf| volume.exists();
+            let part = |volume: &Path| {
+                let path = parts::path(volume, source);
+                path.map_err(|problem| Error::Part { destination: destination.into(), problem })
+            };
+            if let Some(volume) = of_pod(&format!("kubernetes.io~empty-dir/{name}")).filter(is_there) {
+                return Ok((typed(empty(name, &volume, part(&volume)?)), Volume::Guest));
+            }
+            if let Some(place) = of_pod(&format!("kubernetes.io~csi/{name}/mount")).filter(is_there) {
+                let sub_path = part(&place)?;
+                let volume = DirectVolume { name, place: &place, destination, read_only, sub_path };
+                return volume.disk().map(|(mount, disk)| (mount, Volume::Disk(disk)));
+            }
             // A copy of its own: what kubelet resolved for this container, at its start.
             let volume = format!("{name}.{container}.{number}");
             let file = source.is_file().then(|| "file".to_owned());
@@ -195,9 +227,14 @@ fn volume(destination: &str, source: &Path, options: &[String]) -> Result<(Mount
     }
 }
 
-/// Whether a volume of which a part is mounted is a CSI driver's: kubelet keeps both below the pod's folder.
-fn is_of_driver(part: &Path, name: &str) -> bool {
-    part.ancestors().nth(4).is_some_and(|pod| pod.join("volumes/kubernetes.io~csi").join(name).exists())
+/// An emptyDir, or a part of it, as kubelet made it on the host.
+fn empty(name: &str, folder: &Path, sub_path: Option<String>) -> MountSource {
+    MountSource::Empty {
+        volume: name.into(),
+        size_bytes: memory_limit(folder),
+        group: group(folder),
+        sub_path,
+    }
 }
 
 /// The size of an emptyDir in memory: kubelet mounted a tmpfs of that size.
@@ -219,13 +256,13 @@ pub(crate) fn group(path: &Path) -> Option<u32> {
     std::fs::metadata(path).ok().map(|metadata| metadata.gid()).filter(|gid| *gid != 0)
 }
 
-/// Without the lines for the loopback, which the guest writes itself.
+/// Without the lines of the loopback's own names, which the guest writes itself.
 fn parse_hosts(text: &str) -> Vec<HostEntry> {
     let entry = |line: &str| {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         let address: std::net::IpAddr = words.next()?.parse().ok()?;
         let names: Vec<_> = words.map(str::to_owned).collect();
-        let kubelets_own = address.is_loopback() || names.iter().all(|name| name.starts_with("ip6-"));
+        let kubelets_own = names.iter().all(|name| name == "localhost" || name.starts_with("ip6-"));
         (!names.is_empty() && !kubelets_own).then(|| HostEntry { address: address.to_string(), names })
     };
     text.lines().filter_map(entry).collect()
@@ -254,7 +291,7 @@ mod tests {
 
     fn typed(source: &str, options: &[&str]) -> Result<(Mount, Volume), Error> {
         let options: Vec<_> = options.iter().map(ToString::to_string).collect();
-        volume("/data", Path::new(source), &options)
+        volume("/data", Path::new(source), Some("0a1b"), &options)
     }
 
     #[test]
@@ -270,13 +307,33 @@ mod tests {
             typed(&format!("{POD}/volumes/kubernetes.io~empty-dir/cache"), &["rbind"]).unwrap();
         assert_eq!(
             mount.source,
-            MountSource::Empty { volume: "cache".into(), size_bytes: None, group: None }
+            MountSource::Empty { volume: "cache".into(), size_bytes: None, group: None, sub_path: None }
         );
         assert_eq!((mount.read_only, volume), (false, Volume::Guest));
+        // With all that is mounted inside, as newer engines say it.
+        let recursively = typed(&format!("{POD}/volumes/kubernetes.io~empty-dir/cache"), &["rbind", "rro"]);
+        assert!(recursively.unwrap().0.read_only);
         let (mount, _) = typed(&format!("{POD}/containers/web/4f2a"), &["rbind"]).unwrap();
         assert_eq!(mount.source, MountSource::EmptyFile { volume: "termination-log-web".into() });
         let (mount, _) = typed(&format!("{POD}/volume-subpaths/settings/web/2"), &["rbind"]).unwrap();
         assert_eq!(mount.source, MountSource::Files { volume: "settings.web.2".into(), file: None });
+    }
+
+    #[test]
+    fn another_pods_files_are_the_hosts() {
+        for other in ["/var/lib/kubelet/pods/0a1c", "/srv/pods/evil", "/var/lib/kubelet/pods/0a1"] {
+            for place in
+                ["volumes/kubernetes.io~secret/keys", "volume-subpaths/keys/web/0", "containers/web/4f2a"]
+            {
+                let refusal = typed(&format!("{other}/{place}"), &["rbind"]).unwrap_err().to_string();
+                assert!(refusal.contains("hostPath"), "{refusal}");
+            }
+            assert!(!is_hosts(Path::new(&format!("{other}/etc-hosts")), Some("0a1b")));
+        }
+        // Where an engine does not say whose a container is.
+        let source = format!("{POD}/volumes/kubernetes.io~secret/keys");
+        assert!(volume("/data", Path::new(&source), None, &[]).is_ok());
+        assert!(is_hosts(Path::new(&format!("{POD}/etc-hosts")), None));
     }
 
     #[test]
@@ -297,10 +354,10 @@ mod tests {
             "/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/4f2a/hosts",
             "/run/containers/storage/vfs-containers/4f2a/userdata/hosts",
         ] {
-            assert!(is_hosts(Path::new(engines)), "{engines}");
+            assert!(is_hosts(Path::new(engines), Some("0a1b")), "{engines}");
         }
         for other in ["/proc/net/arp", "/root/.ssh/known_hosts", "/etc/hosts", "/pods/etc-hosts", ""] {
-            assert!(!is_hosts(Path::new(other)), "{other}");
+            assert!(!is_hosts(Path::new(other), Some("0a1b")), "{other}");
         }
     }
 
@@ -322,14 +379,15 @@ mod tests {
     fn kubelets_hosts_file_is_read_without_its_own_lines() {
         let hosts = parse_hosts(
             "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\nfe00::0\tip6-localnet\n\
-             10.1.2.3\tweb-0.web.default.svc.cluster.local\tweb-0\n\n# Entries added by HostAliases.\n192.0.2.7\tdb db.example\nbroken\n",
+             10.1.2.3\tweb-0.web.default.svc.cluster.local\tweb-0\n\n# Entries added by HostAliases.\n192.0.2.7\tdb db.example\n127.0.0.1\tself\nbroken\n",
         );
         let names = |entry: &HostEntry| (entry.address.clone(), entry.names.join(" "));
         assert_eq!(
             hosts.iter().map(names).collect::<Vec<_>>(),
             [
                 ("10.1.2.3".to_owned(), "web-0.web.default.svc.cluster.local web-0".to_owned()),
-                ("192.0.2.7".to_owned(), "db db.example".to_owned())
+                ("192.0.2.7".to_owned(), "db db.example".to_owned()),
+                ("127.0.0.1".to_owned(), "self".to_owned())
             ]
         );
     }

@@ -5,6 +5,9 @@ use sealpod_agent_protocol::Resources;
 
 use super::{Error, refused};
 
+/// A file of control groups (version 2) that kubelet sets: of a container's processes all are killed, or none.
+pub(super) const KILL_TOGETHER: &str = "memory.oom.group";
+
 /// The limits of a container.
 pub(super) fn typed(resources: &LinuxResources) -> Result<Resources, Error> {
     if resources.hugepage_limits().iter().flatten().any(|limit| limit.limit() > 0) {
@@ -23,6 +26,7 @@ pub(super) fn typed(resources: &LinuxResources) -> Result<Resources, Error> {
         cpu_weight: cpu.and_then(|cpu| cpu.shares()).filter(|shares| *shares > 0).map(weight),
         cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|cpus| !cpus.is_empty()),
         pids: resources.pids().as_ref().and_then(|pids| positive(pids.limit())),
+        kill_together: resources.unified().as_ref().and_then(|files| Some(files.get(KILL_TOGETHER)? == "1")),
     })
 }
 
@@ -43,7 +47,7 @@ mod tests {
     fn limits_are_those_of_the_engine() {
         let limits = read(
             r#"{"memory": {"limit": 67108864}, "cpu": {"quota": 50000, "period": 100000, "shares": 1024, "cpus": "0-1"},
-                "pids": {"limit": 100}}"#,
+                "pids": {"limit": 100}, "unified": {"memory.oom.group": "1", "memory.swap.max": "0"}}"#,
         );
         let expected = Resources {
             memory_bytes: Some(64 << 20),
@@ -51,6 +55,7 @@ mod tests {
             cpu_weight: Some(39),
             cpus: Some("0-1".into()),
             pids: Some(100),
+            kill_together: Some(true),
         };
         assert_eq!(limits.unwrap(), expected);
     }

@@ -25,7 +25,7 @@ fn sandbox() -> Value {
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
             {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
-            {"destination": "/dev/shm", "type": "bind", "source": "/run/shm", "options": ["rbind", "ro"]}
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/4f2a/shm", "options": ["rbind", "ro"]}
         ],
         "annotations": {
             "io.kubernetes.cri.container-type": "sandbox",
@@ -143,6 +143,7 @@ fn a_container_is_the_few_words_that_the_guest_builds_it_from() {
                 volume: "cache".into(),
                 size_bytes: None,
                 group: None,
+                sub_path: None,
             },
         }],
         resources: Resources { memory_bytes: Some(64 << 20), cpu_weight: Some(39), ..Resources::default() },
@@ -233,6 +234,92 @@ fn what_a_container_cannot_have_is_refused_by_name() {
         let refusal = error.unwrap_err().to_string();
         assert!(refusal.contains(name) && refusal.contains(" is refused: "), "{refusal}");
     }
+}
+
+#[test]
+fn a_volume_where_the_engine_has_something_of_its_own_is_the_pods() {
+    let engines = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/4f2a";
+    let places = ["/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
+    for (place, engines_file) in places.iter().zip(["shm", "hostname", "hosts", "resolv.conf"]) {
+        let with = |source: String| {
+            let mount =
+                json!([{"destination": place, "type": "bind", "source": source, "options": ["rbind"]}]);
+            container("9e1b", &changed(main_container(), "/mounts", mount), None, false)
+        };
+        let volume = with("/var/lib/kubelet/pods/0a1b/volumes/kubernetes.io~empty-dir/own".into()).unwrap();
+        assert_eq!(volume.request.mounts[0].destination, *place);
+        assert!(with("/srv/own".into()).unwrap_err().to_string().contains("hostPath /srv/own"));
+        if *place != "/etc/hosts" {
+            assert_eq!(with(format!("{engines}/{engines_file}")).unwrap().request.mounts, []);
+        }
+    }
+    // The kernel's own are not the engine's to bind.
+    let bind = json!([{"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]}]);
+    let refusal = container("9e1b", &changed(main_container(), "/mounts", bind), None, false).unwrap_err();
+    assert!(refusal.to_string().contains("hostPath /proc"), "{refusal}");
+}
+
+#[test]
+fn what_has_no_typed_form_is_refused_by_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |json: &Value| {
+        std::fs::write(folder.path().join(FILE), json.to_string()).unwrap();
+        read_all(folder.path())
+    };
+    for whole in [sandbox(), main_container()] {
+        read(&whole).unwrap();
+    }
+    let no_object = json!({});
+    for (pointer, value, name) in [
+        ("/domainname", json!("example"), "domainname"),
+        ("/vm", json!({"kernel": {"path": "/k"}}), "vm"),
+        ("/process/scheduler", json!({"policy": "SCHED_FIFO"}), "process.scheduler"),
+        ("/process/ioPriority", json!({"class": "IOPRIO_CLASS_RT"}), "process.ioPriority"),
+        ("/process/capabilities/ambient", json!(["CAP_CHOWN"]), "process.capabilities.ambient"),
+        ("/process/user/umask", json!(18), "process.user.umask"),
+        ("/process/apparmorProfile", json!("mine"), "AppArmor profile \"mine\""),
+        ("/linux/netDevices", json!({"eth1": {"name": "eth1"}}), "linux.netDevices"),
+        ("/linux/resources/blockIO", json!({"weight": 10}), "linux.resources.blockIO"),
+        ("/linux/resources/memory/swappiness", json!(60), "linux.resources.memory.swappiness"),
+        ("/linux/resources/cpu/realtimeRuntime", json!(1), "linux.resources.cpu.realtimeRuntime"),
+        ("/linux/resources/unified", json!({"memory.high": "1"}), "linux.resources.unified.memory.high"),
+        ("/mounts/0/uidMappings", json!([{"hostID": 1}]), "mounts.uidMappings"),
+    ] {
+        let mut json = main_container();
+        if let Some(mounts) = pointer.strip_prefix("/mounts/0/") {
+            json["mounts"][0][mounts] = value;
+        } else {
+            set(&mut json, pointer, value);
+        }
+        let refusal = read(&json).unwrap_err().to_string();
+        assert!(refusal.contains(name) && refusal.contains(" is refused: "), "{pointer}: {refusal}");
+        // What is empty says nothing.
+        if !pointer.starts_with("/mounts") {
+            set(&mut json, pointer, no_object.clone());
+            untyped::refuse(&json).unwrap();
+        }
+    }
+    let mut json = main_container();
+    for (pointer, value) in [
+        ("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}])),
+        ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0:c1,c2")),
+        ("/process/apparmorProfile", json!("cri-containerd.apparmor.d")),
+        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"})),
+        ("/linux/resources/unified", json!({"memory.oom.group": "1", "memory.swap.max": "0"})),
+    ] {
+        set(&mut json, pointer, value);
+    }
+    read(&json).unwrap();
+    assert!(
+        update(br#"{"blockIO": {"weight": 10}}"#)
+            .unwrap_err()
+            .to_string()
+            .contains("linux.resources.blockIO")
+    );
+    let mut json = main_container();
+    set(&mut json, "/linux/sysctl", json!({"net.core.somaxconn": "1"}));
+    let refusal = container("9e1b", &spec(&json), None, false).unwrap_err().to_string();
+    assert!(refusal.contains("sysctl is refused: "), "{refusal}");
 }
 
 #[test]

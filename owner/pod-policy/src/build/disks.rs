@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sealpod_agent_protocol::{Device, MountSource};
 
 use crate::kubernetes::{Claim, Container, PodSpec, Volume, VolumeMount};
-use crate::policy::{DevicePolicy, MountPolicy};
+use crate::policy::{DevicePolicy, MountPolicy, Word};
 
 use super::{Result, problem};
 
@@ -43,21 +43,17 @@ pub(super) fn is_disk(mount: &MountPolicy) -> bool {
     mount.sources.iter().any(|source| matches!(source, MountSource::Disk { .. }))
 }
 
-/// A claim's volume with a file system.
-pub(super) fn mount(claim: &Claim, mount: &VolumeMount) -> Result<MountPolicy> {
-    if !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty() {
-        return Err(problem(
-            "",
-            "a part of a claim's volume (subPath) cannot be had: the host does not see into it",
-        ));
-    }
+/// A claim's volume with a file system, or a part of it.
+pub(super) fn mount(claim: &Claim, mount: &VolumeMount, sub_path: Option<Word>) -> MountPolicy {
     // Its name and file system are the driver's to say.
-    let disk = MountSource::Disk { disk: String::new(), file_system: String::new(), group: None };
-    Ok(MountPolicy {
+    let disk =
+        MountSource::Disk { disk: String::new(), file_system: String::new(), group: None, sub_path: None };
+    MountPolicy {
         read_only: mount.read_only || claim.read_only,
         optional: false,
         sources: vec![disk],
+        sub_path,
         volume_begins: None,
         in_memory: false,
-    })
+    }
 }

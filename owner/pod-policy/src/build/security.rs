@@ -31,6 +31,10 @@ const ALL: &str = "ALL";
 /// With this one and nothing hidden, the shim takes a container for a privileged one.
 const PRIVILEGED_ONLY: &str = "SYS_MODULE";
 
+/// The type of a profile that is a file of the node's.
+const LOCALHOST: &str = "Localhost";
+const HUGE_PAGES: &str = "hugepages-";
+
 pub(super) struct Security {
     pub(super) user: User,
     pub(super) supplemental_groups: BTreeSet<u32>,
@@ -44,6 +48,20 @@ pub(super) fn of(spec: &PodSpec, container: &Container) -> Result<Security> {
         number: own.run_as_user.or(of_pod.run_as_user),
         group: own.run_as_group.or(of_pod.run_as_group),
     };
+    for (name, profiles) in [
+        ("seccompProfile", [&own.seccomp_profile, &of_pod.seccomp_profile]),
+        ("appArmorProfile", [&own.app_armor_profile, &of_pod.app_armor_profile]),
+    ] {
+        if profiles.into_iter().flatten().any(|profile| profile.kind == LOCALHOST) {
+            let why = "the guest has none of the node's profiles; it filters system calls by one of its own";
+            return Err(problem(format!("securityContext.{name}"), why));
+        }
+    }
+    for limit in container.resources.limits.keys() {
+        if limit.starts_with(HUGE_PAGES) {
+            return Err(problem(format!("resources.limits.{limit}"), "the guest has no huge pages to give"));
+        }
+    }
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
     if unmasked && !own.privileged && own.capabilities.add.iter().any(|name| plain(name) == PRIVILEGED_ONLY) {
         return Err(problem(

@@ -6,27 +6,18 @@ use std::path::Path;
 use sealpod_agent_protocol::MountSource;
 use sealpod_evidence::HashAlgorithm;
 
-use crate::expansion::{expand, known};
+use crate::expansion::expand_word;
 use crate::kubernetes::{Container, EmptyDir, PodSpec, Projected, Volume, VolumeMount, VolumeOfObject};
 use crate::manifest::{ObjectKind, Value};
-use crate::policy::{FilesVolume, MountPolicy};
+use crate::policy::{FilesVolume, MountPolicy, Word};
 
 use super::environment::{Environment, not_in_input};
 use super::{Context, Problem, Result, disks, problem};
 
-/// What every container has and the guest makes itself, whatever the manifest mounts there.
-const GUESTS_OWN: [&str; 10] = [
-    "/proc",
-    "/dev",
-    "/dev/pts",
-    "/dev/shm",
-    "/dev/mqueue",
-    "/sys",
-    "/sys/fs/cgroup",
-    "/etc/hostname",
-    "/etc/hosts",
-    "/etc/resolv.conf",
-];
+/// File systems of the kernel's, at or below which the guest mounts no volume.
+const KERNELS: [&str; 2] = ["/proc", "/sys"];
+/// Others that it makes itself.
+const GUESTS_OWN: [&str; 4] = ["/", "/dev", "/dev/pts", "/dev/mqueue"];
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Where, and under which name, Kubernetes adds the service account's token to every container.
 const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -63,11 +54,15 @@ impl Context<'_> {
                     "mounts of the host cannot appear in the guest (mountPropagation)",
                 ));
             }
+            let kernels = KERNELS.iter().any(|kernels| Path::new(&destination).starts_with(kernels));
+            if kernels || GUESTS_OWN.contains(&destination.as_str()) {
+                return Err(problem(
+                    what,
+                    format!("nothing can be mounted at {destination}: the guest makes it itself"),
+                ));
+            }
             let policy =
                 self.mount(volume, mount, &container.name, number, environment, files).map_err(inside)?;
-            if GUESTS_OWN.contains(&destination.as_str()) {
-                continue;
-            }
             if mounts.insert(destination.clone(), policy).is_some() {
                 return Err(problem(what, format!("there are two volumes at {destination}")));
             }
@@ -89,6 +84,7 @@ impl Context<'_> {
             read_only: false,
             optional: true,
             sources: vec![MountSource::EmptyFile { volume: format!("termination-log-{}", container.name) }],
+            sub_path: None,
             volume_begins: None,
             in_memory: false,
         });
@@ -104,52 +100,48 @@ impl Context<'_> {
         environment: &Environment,
         files: &mut Files,
     ) -> Result<MountPolicy> {
+        let part = part(mount, environment)?;
         if let Some(claim) = disks::claim(volume) {
-            return disks::mount(&claim, mount);
+            return Ok(disks::mount(&claim, mount, part));
         }
         let name = &volume.name;
-        let is_part = !mount.sub_path.is_empty() || !mount.sub_path_expr.is_empty();
-        let (read_only, paths) = match self.paths(volume)? {
-            Some(paths) => (true, paths),
-            None if !is_part => return empty_folder(volume, mount),
-            // kubelet makes the folder on the host, and nothing is in it.
-            None => (mount.read_only, Some(BTreeMap::new())),
-        };
-        let of_files = |read_only, sources| MountPolicy {
-            read_only,
+        let Some(paths) = self.paths(volume)? else { return empty_folder(volume, mount, part) };
+        let of_files = |sources| MountPolicy {
+            read_only: true,
             optional: false,
             sources,
+            sub_path: None,
             volume_begins: None,
             in_memory: false,
         };
-        if !is_part {
-            give(files, name.clone(), paths);
-            let source = MountSource::Files { volume: name.clone(), file: None };
-            return Ok(of_files(read_only, vec![source]));
-        }
-        let part = format!("{name}.{container}.{number}");
-        let source =
-            |file: Option<&str>| MountSource::Files { volume: part.clone(), file: file.map(str::to_owned) };
-        let (sources, paths) = match paths {
-            None => (vec![source(None), source(Some("file"))], None),
-            Some(paths) if !read_only || paths.is_empty() => (vec![source(None)], Some(paths)),
-            Some(paths) => {
-                let expression = expand(&mount.sub_path_expr, |name| environment.meaning(name));
-                let expression = known(expression)
-                    .map_err(|_| problem("", "what subPathExpr comes to is known on the node only"))?;
-                let path = if mount.sub_path.is_empty() { expression } else { mount.sub_path.clone() };
-                let path = path.trim_end_matches('/');
-                match paths.get(path) {
-                    Some(digest) => {
-                        let only = BTreeMap::from([("file".to_owned(), digest.clone())]);
-                        (vec![source(Some("file"))], Some(only))
-                    }
-                    None => (vec![source(None)], Some(below(&paths, path)?)),
-                }
+        let path = match part {
+            Some(Word::Text(path)) => path,
+            Some(Word::MadeOf { .. }) => {
+                return Err(problem("", "what subPathExpr comes to is known on the node only"));
+            }
+            None => {
+                give(files, name.clone(), paths);
+                let source = MountSource::Files { volume: name.clone(), file: None };
+                return Ok(of_files(vec![source]));
             }
         };
-        give(files, part, paths);
-        Ok(of_files(read_only, sources))
+        // A copy of its own, of what kubelet resolves at the container's start.
+        let copy = format!("{name}.{container}.{number}");
+        let source =
+            |file: Option<&str>| MountSource::Files { volume: copy.clone(), file: file.map(str::to_owned) };
+        let (sources, paths) = match paths {
+            None => (vec![source(None), source(Some("file"))], None),
+            Some(paths) if paths.is_empty() => (vec![source(None)], Some(paths)),
+            Some(paths) => match paths.get(&path) {
+                Some(digest) => {
+                    let only = BTreeMap::from([("file".to_owned(), digest.clone())]);
+                    (vec![source(Some("file"))], Some(only))
+                }
+                None => (vec![source(None)], Some(below(&paths, &path)?)),
+            },
+        };
+        give(files, copy, paths);
+        Ok(of_files(sources))
     }
 
     /// The files of a volume that the host fills, or nothing for an empty folder.
@@ -231,6 +223,21 @@ impl Context<'_> {
     }
 }
 
+/// Which part of a volume is mounted, as plain names; nothing for all of it.
+fn part(mount: &VolumeMount, environment: &Environment) -> Result<Option<Word>> {
+    let path = match expand_word(&mount.sub_path_expr, |name| environment.meaning(name)) {
+        _ if !mount.sub_path.is_empty() => mount.sub_path.clone(),
+        Word::Text(path) => path,
+        // The guest sees to it that it stays inside the volume.
+        of_variables @ Word::MadeOf { .. } => return Ok(Some(of_variables)),
+    };
+    let names: Vec<_> = path.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+    match path.starts_with('/') || names.iter().any(|name| name.starts_with("..")) {
+        true => Err(problem("", format!("{path:?} (subPath) does not lead to a folder of the volume"))),
+        false => Ok(Some(names.join("/")).filter(|path| !path.is_empty()).map(Word::Text)),
+    }
+}
+
 fn give(files: &mut Files, name: String, paths: Paths) {
     files.insert(name.clone(), FilesVolume { name, begins: false, files: paths });
 }
@@ -246,7 +253,7 @@ fn below(paths: &BTreeMap<String, Option<String>>, folder: &str) -> Result<BTree
     }
 }
 
-fn empty_folder(volume: &Volume, mount: &VolumeMount) -> Result<MountPolicy> {
+fn empty_folder(volume: &Volume, mount: &VolumeMount, sub_path: Option<Word>) -> Result<MountPolicy> {
     let EmptyDir { medium, size_limit } = volume.empty_dir.clone().unwrap_or_default();
     let in_memory = match medium.as_str() {
         "" => false,
@@ -261,9 +268,16 @@ fn empty_folder(volume: &Volume, mount: &VolumeMount) -> Result<MountPolicy> {
         volume: volume.name.clone(),
         size_bytes: limit.transpose()?.filter(|_| in_memory),
         group: None,
+        sub_path: None,
     };
-    let sources = vec![source];
-    Ok(MountPolicy { read_only: mount.read_only, optional: false, sources, volume_begins: None, in_memory })
+    Ok(MountPolicy {
+        read_only: mount.read_only,
+        optional: false,
+        sources: vec![source],
+        sub_path,
+        volume_begins: None,
+        in_memory,
+    })
 }
 
 fn token_mount() -> MountPolicy {
@@ -271,6 +285,7 @@ fn token_mount() -> MountPolicy {
         read_only: true,
         optional: true,
         sources: Vec::new(),
+        sub_path: None,
         volume_begins: Some(TOKEN_VOLUME.into()),
         in_memory: false,
     }

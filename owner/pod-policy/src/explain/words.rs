@@ -33,7 +33,7 @@ fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
-fn word(word: &Word) -> String {
+pub(super) fn word(word: &Word) -> String {
     match word {
         Word::Text(text) => text.clone(),
         Word::MadeOf { made_of } => parts(made_of),

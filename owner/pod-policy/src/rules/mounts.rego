@@ -37,7 +37,10 @@ source_fits(want, source) if {
 source_fits(want, source) if {
 	some known in want.sources
 	known.kind == "empty"
-	source == {"kind": "empty", "volume": known.volume, "size_bytes": source.size_bytes, "group": source.group}
+	source == object.union(
+		{"kind": "empty", "volume": known.volume, "size_bytes": source.size_bytes, "group": source.group},
+		part_of_volume(want),
+	)
 	group_fits(source.group)
 	size_fits(want, known.size_bytes, source.size_bytes)
 }
@@ -45,9 +48,16 @@ source_fits(want, source) if {
 source_fits(want, source) if {
 	some known in want.sources
 	known.kind == "disk"
-	source == {"kind": "disk", "disk": source.disk, "file_system": source.file_system, "group": source.group}
+	source == object.union(
+		{"kind": "disk", "disk": source.disk, "file_system": source.file_system, "group": source.group},
+		part_of_volume(want),
+	)
 	group_fits(source.group)
 }
+
+part_of_volume(want) := {"sub_path": filled_word(want.sub_path)}
+
+part_of_volume(want) := {} if not want.sub_path
 
 group_fits(group) if group in [null, pod.fs_group]
 

@@ -6,7 +6,7 @@ use sealpod_agent_policy::ImageFacts;
 use sealpod_agent_protocol::{CreateContainer, MountSource, Request};
 use sealpod_pod_policy::{Manifest, Options, build, render};
 
-use crate::world::{SHOP, examine, fields, files, host, mount, shop, variables, web, words};
+use crate::world::{SHOP, empty, examine, fields, files, host, mount, shop, variables, web, words};
 
 #[test]
 fn what_the_shim_asks_for_is_allowed() {
@@ -26,7 +26,7 @@ fn what_the_shim_asks_for_is_allowed() {
             false,
             MountSource::EmptyFile { volume: "termination-log-sidecar".into() },
         )],
-        hosts: vec![host("192.0.2.7", &["db.internal", "db"])],
+        hosts: vec![host("192.0.2.7", &["db.internal", "db"]), host("127.0.0.1", &["self"])],
         ..CreateContainer::default()
     };
     assert_eq!(examine(&policy, &sidecar, &ImageFacts::default()), Ok(()));
@@ -130,6 +130,7 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         ("stdin", |r, _| r.stdin = true),
         ("mounts./usr/bin", |r, _| r.mounts.push(mount("/usr/bin", true, files("settings", None)))),
         ("mounts./etc/web", |r, _| drop(r.mounts.remove(0))),
+        ("mounts./dev/shm", |r, _| drop(r.mounts.pop())),
         ("mounts./etc/web.read_only", |r, _| r.mounts[0].read_only = false),
         ("mounts./etc/web.source", |r, _| r.mounts[0].source = files("database", None)),
         ("mounts./etc/web.source", |r, _| r.mounts[0].source = files("settings", Some("app.conf"))),
@@ -139,20 +140,17 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         }),
         ("mounts", |r, _| r.mounts.push(mount("/etc/web/", true, files("settings", None)))),
         ("mounts./var/cache/web.source", |r, _| {
-            r.mounts[2].source =
-                MountSource::Empty { volume: "cache".into(), size_bytes: None, group: Some(5) };
+            r.mounts[2].source = empty("cache", None, Some(5));
         }),
         ("mounts./var/cache/web.source", |r, _| {
-            r.mounts[2].source =
-                MountSource::Empty { volume: "cache".into(), size_bytes: Some(1), group: None };
+            r.mounts[2].source = empty("cache", Some(1), None);
         }),
         ("mounts./var/cache/web.source", |r, _| {
-            r.mounts[2].source =
-                MountSource::Empty { volume: "scratch".into(), size_bytes: None, group: None };
+            r.mounts[2].source = empty("scratch", None, None);
         }),
         ("mounts./scratch.source", |r, _| {
             let size_bytes = Some(65 << 20);
-            r.mounts[3].source = MountSource::Empty { volume: "scratch".into(), size_bytes, group: None };
+            r.mounts[3].source = empty("scratch", size_bytes, None);
         }),
         ("mounts./dev/termination-log.source", |r, _| {
             r.mounts[5].source = MountSource::EmptyFile { volume: "termination-log-sidecar".into() };
@@ -162,6 +160,7 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         }),
         ("hosts", |r, _| drop(r.hosts.pop())),
         ("hosts", |r, _| r.hosts[1].address = "192.0.2.8".into()),
+        ("hosts", |r, _| drop(r.hosts.remove(1))),
         ("hosts", |r, _| r.hosts.push(host("10.0.0.1", &["x", "DB"]))),
         ("hosts", |r, _| r.hosts.push(host("10.0.0.1", &["localhost"]))),
         ("hosts", |r, _| r.hosts.push(host("10.0.0.1", &["self"]))),

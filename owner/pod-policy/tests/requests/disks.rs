@@ -4,7 +4,7 @@ use sealpod_agent_policy::{Denial, ImageFacts, Policy};
 use sealpod_agent_protocol::{CreateContainer, Device, MountSource};
 use sealpod_pod_policy::Options;
 
-use crate::world::{examine, fields, mount, pod, policy_of};
+use crate::world::{empty, examine, fields, mount, pod, policy_of};
 
 fn decide(policy: &Policy, change: impl FnOnce(&mut CreateContainer)) -> Result<(), Denial> {
     let mut request = CreateContainer {
@@ -25,7 +25,7 @@ fn device(path: &str, read_only: bool) -> Device {
 }
 
 fn disk(group: Option<u32>) -> MountSource {
-    MountSource::Disk { disk: "disk-1".into(), file_system: "ext4".into(), group }
+    MountSource::Disk { disk: "disk-1".into(), file_system: "ext4".into(), group, sub_path: None }
 }
 
 fn policy() -> Policy {
@@ -53,14 +53,48 @@ fn disks_are_where_the_manifest_has_them() {
         (|request| request.mounts[0].source = disk(Some(71)), "mounts./db.source"),
         (
             |request| {
-                request.mounts[0].source =
-                    MountSource::Empty { volume: "db".into(), size_bytes: None, group: None };
+                request.mounts[0].source = empty("db", None, None);
             },
             "mounts./db.source",
         ),
         (|request| drop(request.mounts.pop()), "mounts./seen"),
     ] {
         assert_eq!(fields(decide(&policy, change)), [field]);
+    }
+}
+
+#[test]
+fn parts_are_those_of_the_manifest() {
+    let spec = "{containers: [{name: a, image: i, env: [{name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}],
+            volumeMounts: [{name: db, mountPath: /db, subPath: ./a//b/}, {name: logs, mountPath: /logs, subPathExpr: $(POD)/x}]}],
+        volumes: [{name: db, persistentVolumeClaim: {claimName: d}}, {name: logs, emptyDir: {}}]}";
+    let policy = policy_of(&pod(spec), &Options::default());
+    let disk = |path: Option<&str>| MountSource::Disk {
+        disk: "disk-1".into(),
+        file_system: "ext4".into(),
+        group: None,
+        sub_path: path.map(str::to_owned),
+    };
+    let logs = |path: Option<&str>| MountSource::Empty {
+        volume: "logs".into(),
+        size_bytes: None,
+        group: None,
+        sub_path: path.map(str::to_owned),
+    };
+    let with = |db: MountSource, logs: MountSource| {
+        decide(&policy, |request| {
+            request.devices.clear();
+            request.supplemental_groups.clear();
+            request.environment.insert("POD".into(), "p".into());
+            request.mounts = vec![mount("/db", false, db), mount("/logs", false, logs)];
+        })
+    };
+    assert_eq!(with(disk(Some("a/b")), logs(Some("p/x"))), Ok(()));
+    for path in [None, Some("a"), Some("a/b/c"), Some("")] {
+        assert_eq!(fields(with(disk(path), logs(Some("p/x")))), ["mounts./db.source"]);
+    }
+    for path in [None, Some("x"), Some("other/x")] {
+        assert_eq!(fields(with(disk(Some("a/b")), logs(path))), ["mounts./logs.source"]);
     }
 }
 

@@ -31,6 +31,7 @@ fn write(volume: &str, group: Option<u32>, given: &[(&str, &str)]) -> Request {
     let file = |(path, text): &(&str, &str)| VolumeFile {
         path: path.to_string(),
         mode: 0o644,
+        user: None,
         content: STANDARD.encode(text),
     };
     let files = given.iter().map(file).collect();
@@ -56,7 +57,7 @@ fn volumes_get_the_manifests_files_only() {
         assert!(denied.iter().any(|denied| denied == field), "{request:?}: {denied:?}");
     }
     let mut broken = WriteVolume { volume: "settings".into(), group: None, files: Vec::new() };
-    broken.files.push(VolumeFile { path: "app.conf".into(), mode: 0o644, content: "%".into() });
+    broken.files.push(VolumeFile { path: "app.conf".into(), mode: 0o644, user: None, content: "%".into() });
     assert!(policy.examine(&Request::WriteVolume(Box::new(broken)), None).is_err());
 }
 

@@ -39,6 +39,10 @@ pub(crate) fn mount(destination: &str, read_only: bool, source: MountSource) -> 
     Mount { destination: destination.into(), read_only, source }
 }
 
+pub(crate) fn empty(volume: &str, size_bytes: Option<u64>, group: Option<u32>) -> MountSource {
+    MountSource::Empty { volume: volume.into(), size_bytes, group, sub_path: None }
+}
+
 pub(crate) fn files(volume: &str, file: Option<&str>) -> MountSource {
     MountSource::Files { volume: volume.into(), file: file.map(str::to_owned) }
 }
@@ -85,20 +89,8 @@ pub(crate) fn web() -> (CreateContainer, ImageFacts) {
         mounts: vec![
             mount("/etc/web", true, files("settings", None)),
             mount("/etc/one.conf", true, files("settings.web.1", Some("file"))),
-            mount(
-                "/var/cache/web",
-                false,
-                MountSource::Empty { volume: "cache".into(), size_bytes: None, group: Some(2000) },
-            ),
-            mount(
-                "/scratch",
-                false,
-                MountSource::Empty {
-                    volume: "scratch".into(),
-                    size_bytes: Some(64 << 20),
-                    group: Some(2000),
-                },
-            ),
+            mount("/var/cache/web", false, empty("cache", None, Some(2000))),
+            mount("/scratch", false, empty("scratch", Some(64 << 20), Some(2000))),
             mount("/run/database", true, files("database", None)),
             mount(
                 "/dev/termination-log",
@@ -110,8 +102,13 @@ pub(crate) fn web() -> (CreateContainer, ImageFacts) {
                 true,
                 files("kube-api-access-7xk2p", None),
             ),
+            mount("/dev/shm", false, empty("shm", Some(1 << 30), Some(2000))),
         ],
-        hosts: vec![host("10.244.1.7", &["web-6d4b75cb6d-x8k2p"]), host("192.0.2.7", &["db.internal", "db"])],
+        hosts: vec![
+            host("10.244.1.7", &["web-6d4b75cb6d-x8k2p"]),
+            host("192.0.2.7", &["db.internal", "db"]),
+            host("127.0.0.1", &["self"]),
+        ],
         ..CreateContainer::default()
     };
     let facts = ImageFacts {

@@ -33,6 +33,7 @@ impl Crio {
             "io.kubernetes.cri-o.HostNetwork": "false",
             "io.kubernetes.cri-o.PodLinuxOverhead": "null",
             "io.kubernetes.cri-o.PodLinuxResources": r#"{"cpu_period":100000,"cpu_quota":-1,"cpu_shares":2,"memory_limit_in_bytes":268435456}"#,
+            "io.kubernetes.pod.uid": "0a1b",
             "io.kubernetes.container.name": "POD"
         });
         if let Some(init_data) = init_data {
@@ -93,6 +94,7 @@ impl Crio {
                 "io.kubernetes.cri-o.ImageName": image,
                 "io.kubernetes.cri-o.ImageRef": ID,
                 "io.kubernetes.cri-o.TTY": "false",
+                "io.kubernetes.pod.uid": "0a1b",
                 "io.kubernetes.container.name": "main"
             },
             "linux": {

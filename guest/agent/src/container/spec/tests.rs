@@ -203,10 +203,12 @@ fn volumes_come_last_and_hide_nothing_of_the_kernels() {
     let last = spec.mounts().as_ref().unwrap().last().unwrap().clone();
     assert_eq!(last.destination(), Path::new("/data"));
     assert!(last.options().as_ref().unwrap().contains(&"ro".into()));
-    for destination in ["/data", "/a/b", "/dev/termination-log", "/process"] {
+    for destination in ["/data", "/a/b", "/dev/termination-log", "/dev/shm", "/etc/hosts", "/process"] {
         VolumeMount::check_destination(destination).unwrap();
     }
-    for destination in ["", "/", "data", "/../etc", "/a/../b", "/proc", "/proc/sys", "/sys/fs", "/a\0"] {
+    for destination in
+        ["", "/", "data", "/../etc", "/a/../b", "/proc", "/proc/sys", "/sys/fs", "/dev", "/dev/pts/", "/a\0"]
+    {
         assert!(VolumeMount::check_destination(destination).is_err(), "{destination:?}");
     }
 }

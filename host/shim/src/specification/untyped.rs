@@ -1,0 +1,113 @@
+//! What of a specification has no typed form: refused by name, so that no pod runs with less than it asked for.
+//!
+//! A name that is listed here either becomes a part of the typed request, or is refused elsewhere with a reason of its own,
+//! or says nothing to a guest: what the host's kernel would need, and what the guest decides itself. Every other name that
+//! says something is refused, also one that only newer engines know.
+
+use serde_json::Value;
+
+use super::resources::KILL_TOGETHER;
+use super::{Error, refused};
+
+/// The names in each object, by the object's path. Below others, anything goes.
+const KNOWN: [(&str, &[&str]); 10] = [
+    ("", &["ociVersion", "process", "root", "hostname", "mounts", "hooks", "annotations", "linux"]),
+    (
+        "process",
+        &[
+            "terminal",
+            "consoleSize",
+            "user",
+            "args",
+            "env",
+            "cwd",
+            "capabilities",
+            "noNewPrivileges",
+            // The node's own defaults, which no pod asks for.
+            "rlimits",
+            "oomScoreAdj",
+            "apparmorProfile",
+            "selinuxLabel",
+        ],
+    ),
+    ("mounts", &["destination", "type", "source", "options"]),
+    ("process.user", &["uid", "gid", "additionalGids", "username"]),
+    // What a process may ever have is the bounding set; root has all of it.
+    ("process.capabilities", &["bounding", "effective", "permitted", "inheritable"]),
+    (
+        "linux",
+        &[
+            "namespaces",
+            "resources",
+            "cgroupsPath",
+            "sysctl",
+            "devices",
+            "maskedPaths",
+            "readonlyPaths",
+            "uidMappings",
+            "gidMappings",
+            "intelRdt",
+            "personality",
+            "timeOffsets",
+            // The guest filters system calls itself.
+            "seccomp",
+            // Of the host's mounts, and files.
+            "rootfsPropagation",
+            "mountLabel",
+        ],
+    ),
+    ("linux.resources", &["devices", "memory", "cpu", "pids", "hugepageLimits", "unified"]),
+    ("linux.resources.memory", &["limit", "swap", "useHierarchy", "checkBeforeUpdate"]),
+    // Which of its memory nodes is the host's concern.
+    ("linux.resources.cpu", &["shares", "quota", "period", "cpus", "mems"]),
+    // Swap is the guest's own: a limit of memory is one of both together.
+    ("linux.resources.unified", &[KILL_TOGETHER, "memory.swap.max"]),
+];
+/// The profiles that engines load for every container, where the host has AppArmor.
+const ENGINES_PROFILES: [&str; 2] = ["cri-containerd.apparmor.d", "crio-default"];
+
+/// Refuses a specification that says more than the guest can be told.
+pub(super) fn refuse(spec: &Value) -> Result<(), Error> {
+    known(spec, "")?;
+    let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let profile = text("/process/apparmorProfile");
+    if !profile.is_empty() && !ENGINES_PROFILES.contains(&profile) {
+        return Err(refused(
+            format!("the AppArmor profile {profile:?}"),
+            "profiles are the host kernel's, which runs none of the pod's programs",
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses resources (`linux.resources` of a specification) that say more than the guest can be told.
+pub(super) fn refuse_resources(resources: &Value) -> Result<(), Error> {
+    known(resources, "linux.resources")
+}
+
+fn known(value: &Value, path: &str) -> Result<(), Error> {
+    let Some((_, names)) = KNOWN.iter().find(|(object, _)| *object == path) else { return Ok(()) };
+    for element in value.as_array().into_iter().flatten() {
+        known(element, path)?;
+    }
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        if !names.contains(&name.as_str()) && says_something(value) {
+            let why = "the guest cannot be told; leave out what sets it, in the pod or on the node";
+            return Err(refused(path, why));
+        }
+        known(value, &path)?;
+    }
+    Ok(())
+}
+
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(is) => *is,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(all) => all.iter().any(says_something),
+        Value::Object(all) => all.values().any(says_something),
+    }
+}
