@@ -9,6 +9,8 @@ use crate::error::Error;
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where a group's limit is, by version 2 and version 1.
 const MEMORY_LIMITS: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
+/// Where a group's processor time is limited, by version 2 and version 1.
+const CPU_QUOTAS: [&str; 2] = ["cpu.max", "cpu.cfs_quota_us"];
 /// More than any machine has, in bytes.
 const NO_LIMIT: u64 = 1 << 62;
 
@@ -45,6 +47,15 @@ impl Cgroup {
         let limits = pods.flat_map(|pod| MEMORY_LIMITS.map(|file| fs::read_to_string(pod.join(file))));
         // Version 2 says "max" where there is none; version 1 the largest number of pages.
         limits.flatten().any(|limit| limit.trim().parse::<u64>().is_ok_and(|bytes| bytes < NO_LIMIT))
+    }
+
+    /// Whether kubelet limits the processor time of the pod as a whole.
+    pub(crate) fn pods_cpu_is_limited(&self) -> bool {
+        let pods = self.folders.iter().filter_map(|folder| folder.parent());
+        let quotas = pods.flat_map(|pod| CPU_QUOTAS.map(|file| fs::read_to_string(pod.join(file))));
+        // Version 2 says "max 100000" where there is none, version 1 says -1.
+        let quota = |text: String| text.split_whitespace().next()?.parse::<u64>().ok();
+        quotas.flatten().any(|text| quota(text).is_some())
     }
 
     /// The files that take a process's id.
@@ -141,6 +152,21 @@ mod tests {
         );
         for named in ["", "/", "/../x", "a/../../b"] {
             assert!(relative(Path::new(named)).is_err(), "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_the_pods_processor_time_is_seen() {
+        let pod = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup { folders: vec![pod.path().join("4f2a")] };
+        for (file, none, some) in
+            [("cpu.max", "max 100000\n", "50000 100000\n"), ("cpu.cfs_quota_us", "-1\n", "50000\n")]
+        {
+            fs::write(pod.path().join(file), none).unwrap();
+            assert!(!cgroup.pods_cpu_is_limited(), "{file}");
+            fs::write(pod.path().join(file), some).unwrap();
+            assert!(cgroup.pods_cpu_is_limited(), "{file}");
+            fs::remove_file(pod.path().join(file)).unwrap();
         }
     }
 

@@ -470,7 +470,7 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
     }
     let sandbox = Sandbox::start(SandboxConfig {
         memory_mib: memory_mib(config, wanted.memory_bytes, cgroup.pods_memory_is_limited()),
-        cpus: wanted.cpus.unwrap_or(config.cpus),
+        cpus: cpus(config, wanted.cpus, cgroup.pods_cpu_is_limited()),
         ephemeral_disk_mib: config.ephemeral_disk_mib,
         pluggable_disks: true,
         accelerator: config.accelerator()?,
@@ -510,6 +510,12 @@ fn memory_mib(config: &Config, limits_bytes: Option<u64>, all_are_limited: bool)
     limits_bytes.map_or(config.memory_mib, |bytes| sum(bytes).max(least))
 }
 
+/// The same of processors.
+fn cpus(config: &Config, limits: Option<u32>, all_are_limited: bool) -> u32 {
+    let least = if all_are_limited { 0 } else { config.cpus };
+    limits.map_or(config.cpus, |cpus| cpus.max(least))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -523,6 +529,10 @@ mod tests {
             assert_eq!(memory_mib(Some(1 << 30)), 1024 + config.memory_overhead_mib);
             assert_eq!(memory_mib(Some(u64::MAX)), u32::MAX);
         }
+        let mut config = config;
+        config.cpus = 4;
+        assert_eq!((cpus(&config, None, true), cpus(&config, Some(1), true)), (4, 1));
+        assert_eq!((cpus(&config, Some(1), false), cpus(&config, Some(8), false)), (4, 8));
         // One small container beside others without limits says nothing of what those need.
         assert_eq!(memory_mib(&config, Some(16 << 20), true), 16 + config.memory_overhead_mib);
         assert_eq!(memory_mib(&config, Some(16 << 20), false), config.memory_mib);

@@ -21,6 +21,7 @@ const ROLE: &str = "admin";
 
 /// Shows that a request is an administrator's. A handler that takes it first runs for nobody else, and nobody else's
 /// request body is read.
+#[derive(Clone)]
 pub(crate) struct Admin {
     /// Which one: the SHA-256 digest of the public key (SubjectPublicKeyInfo, DER), hexadecimal.
     pub(crate) key: String,

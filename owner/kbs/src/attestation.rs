@@ -53,6 +53,11 @@ pub(crate) async fn auth(State(broker): State<Arc<Broker>>, body: Bytes) -> Resu
             .map_err(|error| ApiError::malformed(format!("extra-params: {error}")))?,
         _ => ExtraParams::default(),
     };
+    // What can come to nothing gets no session: those are limited, and anybody may ask.
+    if request.tee == Tee::Tpm && params.tpm.is_none() && broker.anchors.tpm_enrolled_aks.is_empty() {
+        let refusal = Refusal::new("ak", "the request's keys, as the broker knows no enrolled one", "none");
+        return Err(broker.deny(attempt(request.tee), vec![refusal]).await);
+    }
     let hash = choose_hash(&params.hashes)?;
     let mut extra_params = json!({ "selected-hash-algorithm": hash });
     let mut credential = None;

@@ -1,6 +1,6 @@
 //! The audit log: grants and refusals, with the reason that only the owner learns, and what administrators do.
 //!
-//! Nothing is given or changed before it is noted, only deleted. What is about an attested guest is noted always, and so is each
+//! Nothing is given or changed before it is noted, only deleted where there is no room for the note. What is about an attested guest is noted always, and so is each
 //! secret that an administrator reads, and each change. A refusal of somebody else's, which anybody can cause at will,
 //! is noted as often as the configuration says. None of the three displaces another. Of each, the newest entries are
 //! kept, as many as the configuration says.

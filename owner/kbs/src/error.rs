@@ -73,6 +73,11 @@ impl ApiError {
         Self::new(status, name, status.canonical_reason().unwrap_or("the request was refused"))
     }
 
+    /// Whether there was no room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.status == StatusCode::INSUFFICIENT_STORAGE
+    }
+
     /// A fault of the store's.
     pub(crate) fn store(error: StoreError) -> Self {
         if error.is_full() {

@@ -84,11 +84,19 @@ pub(crate) async fn delete(
     Path(parts): Path<Parts>,
 ) -> Result<StatusCode, ApiError> {
     let path = path(&parts)?;
-    if !broker.store.remove(Kind::Resource, &path.to_string()).await.map_err(ApiError::store)? {
-        return Err(ApiError::not_found(format!("there is no resource {path}")));
+    let noted = broker.accept(of_administrator(admin.clone(), Event::DeleteResource, &path)).await;
+    let is_full = match noted {
+        // It gives nothing away, and makes the room that the note takes.
+        Err(error) if error.is_full() => true,
+        noted => noted.map(|()| false)?,
+    };
+    let name = path.to_string();
+    if !broker.store.remove(Kind::Resource, &name).await.map_err(ApiError::store)? {
+        return Err(ApiError::not_found(format!("there is no resource {name}")));
     }
-    // Afterwards: it gives nothing away, and on a full disk it makes the room that the note takes.
-    broker.accept(of_administrator(admin, Event::DeleteResource, &path)).await?;
+    if is_full {
+        broker.accept(of_administrator(admin, Event::DeleteResource, &path)).await?;
+    }
     Ok(StatusCode::OK)
 }
 

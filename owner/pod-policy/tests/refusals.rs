@@ -59,6 +59,7 @@ fn what_the_guest_cannot_have_is_refused() {
         (disk("", "volumeDevices: [{name: d, devicePath: /dev/null}]"), "below /dev"),
         (disk("", "volumeMounts: [{name: d, mountPath: /m, subPath: a/../b}]"), "does not lead to a folder"),
         (volume("emptyDir: {}", "subPath: /a"), "does not lead to a folder"),
+        (volume("emptyDir: {}", "subPathExpr: $(A_SERVICE_HOST)/"), "names with single slashes between"),
         (
             container("resources: {limits: {memory: 1Gi, hugepages-2Mi: 2Mi}}"),
             "containers.a.resources.limits.hugepages-2Mi: the guest has no huge pages to give",

@@ -111,6 +111,7 @@ pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: 
     let memory = kubelets(&node, &pod, "empty-dir", "memory");
     let file = |name: &str, text: &str| {
         let path = node.kubelets(pod.name(), &format!("volume-subpaths/files/own/{name}"));
+        kubelets(&node, &pod, "configmap", "files");
         std::fs::write(&path, text).unwrap();
         path
     };
@@ -133,8 +134,8 @@ pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: 
     let other = node.container_config("other", &world.image(), "ls /dev/shm; grep -c . /etc/resolv.conf");
     let (_, lines) = node.run(&pod, other).await;
     assert!(lines.iter().all(|line| line.text != "note"), "{lines:?}");
-    for place in ["/dev", "/proc/sys"] {
-        let mut config = node.container_config("hidden", &world.image(), "true");
+    for (name, place) in [("hidden-devices", "/dev"), ("hidden-parameters", "/proc/sys")] {
+        let mut config = node.container_config(name, &world.image(), "true");
         config.mounts = vec![mount(place, &memory, false)];
         let id = node.try_create(&pod, config).await.unwrap();
         let refused = node.try_start(&id).await.unwrap_err();
@@ -233,5 +234,5 @@ pub(crate) async fn files_belong_to_whom_kubelet_gave_them(world: &World) {
     };
     assert_eq!(run("owner", 4000, vec![70]).await, ["secretof the group", "70"]);
     let stranger = run("stranger", 4001, Vec::new()).await;
-    assert!(stranger.iter().filter(|line| line.contains("Permission denied")).count() == 2, "{stranger:?}");
+    assert!(stranger[..2].iter().all(|line| line.contains("Permission denied")), "{stranger:?}");
 }

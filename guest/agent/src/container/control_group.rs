@@ -62,7 +62,12 @@ fn wrap_cpus(numbers: &str, count: usize) -> Option<String> {
         if last < first {
             return None;
         }
-        own.extend((first..=last).take(count).map(|number| number % count));
+        for number in (first..=last).take(count) {
+            // One that is taken stands for the next that is not: as many are as many.
+            own.extend(
+                (0..count).map(|more| number.wrapping_add(more) % count).find(|free| !own.contains(free)),
+            );
+        }
     }
     Some(own.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
@@ -118,7 +123,9 @@ mod tests {
     fn processors_of_the_host_are_as_many_of_this_machine() {
         let wrap = |numbers, count| wrap_cpus(numbers, count);
         assert_eq!(wrap("0-1", 4).as_deref(), Some("0,1"));
-        assert_eq!(wrap("2-3,6", 4).as_deref(), Some("2,3"));
+        assert_eq!(wrap("2-3,6", 4).as_deref(), Some("0,2,3"));
+        // Two threads of one core.
+        assert_eq!(wrap("1,33", 2).as_deref(), Some("0,1"));
         // Two containers that have processors for themselves on the host have them here.
         assert_eq!((wrap("10-11", 4).as_deref(), wrap("12-13", 4).as_deref()), (Some("2,3"), Some("0,1")));
         assert_eq!(wrap("0-4294967295", 2).as_deref(), Some("0,1"));

@@ -6,13 +6,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchmod, fchown, mkdirat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::process::umask;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Mounts a folder of a volume, which is made where it is missing. `path` must have been checked: plain names.
 pub(super) fn mount(volume: &Path, path: &Path, place: &Path) -> io::Result<()> {
@@ -45,7 +47,22 @@ pub(super) fn remove(places: &Path) -> io::Result<()> {
     fs::remove_dir(places)
 }
 
+/// What is missing is made with the volume's mode, as kubelet does; a group is passed on by the mode.
 fn open(volume: &Path, path: &Path) -> io::Result<OwnedFd> {
+    // Not changed afterwards, when the name may be another's. The mask is a thread's own for that.
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            // SAFETY: this thread ends here, and nothing in it minds a file system context of its own.
+            unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+            umask(Mode::empty());
+            open_here(volume, path)
+        });
+        made.join().map_err(|_| io::Error::other("the thread ended early"))?
+    })
+}
+
+fn open_here(volume: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let mode = Mode::from_raw_mode(fs::metadata(volume)?.mode() & 0o7777);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut folder = rustix::fs::open(volume, flags, Mode::empty())?;
     for name in path.components() {
@@ -58,23 +75,13 @@ fn open(volume: &Path, path: &Path) -> io::Result<OwnedFd> {
         };
         folder = match inside(&folder) {
             Err(Errno::NOENT) => {
-                mkdirat(&folder, name, Mode::from_raw_mode(0o700))?;
-                let made = inside(&folder)?;
-                like_volume(volume, made.as_fd())?;
-                made
+                mkdirat(&folder, name, mode)?;
+                inside(&folder)?
             }
             other => other?,
         };
     }
     Ok(folder)
-}
-
-/// Gives a folder the mode and the group that the volume has, as kubelet does.
-fn like_volume(volume: &Path, folder: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
-    let metadata = fs::metadata(volume)?;
-    fchown(folder, None, Some(rustix::fs::Gid::from_raw(metadata.gid())))?;
-    // After the owner, whose change would take bits away.
-    Ok(fchmod(folder, Mode::from_raw_mode(metadata.mode() & 0o7777))?)
 }
 
 #[cfg(test)]

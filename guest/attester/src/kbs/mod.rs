@@ -49,8 +49,10 @@ pub struct KbsClient {
     http: Http,
     attester: Arc<StdMutex<Box<dyn Attester>>>,
     init_data: Option<String>,
-    /// The session of the last attestation. Whoever finds none makes one while the others wait.
-    session: Mutex<Option<Arc<Session>>>,
+    /// The session of the last attestation.
+    session: StdMutex<Option<Arc<Session>>>,
+    /// Whoever needs another makes it while the others wait.
+    turn: Mutex<()>,
     timings: StdMutex<Timings>,
 }
 
@@ -65,21 +67,28 @@ impl KbsClient {
             http: Http::new(&config)?,
             attester: Arc::new(StdMutex::new(attester)),
             init_data,
-            session: Mutex::new(None),
+            session: StdMutex::new(None),
+            turn: Mutex::new(()),
             timings: StdMutex::new(Timings::default()),
         })
     }
 
     /// Attests now, also where an attestation is still good.
     pub async fn attest(&self) -> Result<(), Error> {
-        let mut current = self.session.lock().await;
-        *current = Some(Arc::new(self.handshake().await?));
-        Ok(())
+        let _turn = self.turn.lock().await;
+        self.renew().await.map(drop)
     }
 
     /// The token of the current attestation, or of a new one where that one's ends soon.
     pub async fn token(&self) -> Result<Token, Error> {
-        let session = self.session(Session::has_fresh_token).await?;
+        let session = match self.session(Session::has_fresh_token).await {
+            // One that ends soon is better than none.
+            Err(Error::Unreachable { url, source }) => {
+                let current = self.current(Session::has_good_token);
+                current.ok_or(Error::Unreachable { url, source })?
+            }
+            renewed => renewed?,
+        };
         let tee_key_pem = session.keys.to_pkcs8_pem().map_err(|error| Error::Evidence(error.to_string()))?;
         Ok(Token { token: session.token.clone(), tee_key_pem })
     }
@@ -104,12 +113,26 @@ impl KbsClient {
 
     /// The current session if it is good for what it is wanted for, or a new one.
     async fn session(&self, good: impl Fn(&Session) -> bool) -> Result<Arc<Session>, Error> {
-        let mut current = self.session.lock().await;
-        if let Some(session) = current.as_ref().filter(|session| good(session)) {
-            return Ok(session.clone());
+        if let Some(session) = self.current(&good) {
+            return Ok(session);
         }
+        let _turn = self.turn.lock().await;
+        // Another may have made one meanwhile.
+        match self.current(&good) {
+            Some(session) => Ok(session),
+            None => self.renew().await,
+        }
+    }
+
+    fn current(&self, good: impl Fn(&Session) -> bool) -> Option<Arc<Session>> {
+        let current = self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        current.as_ref().filter(|session| good(session)).cloned()
+    }
+
+    /// A new session, which is current from now on.
+    async fn renew(&self) -> Result<Arc<Session>, Error> {
         let session = Arc::new(self.handshake().await?);
-        *current = Some(session.clone());
+        *self.session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(session.clone());
         Ok(session)
     }
 

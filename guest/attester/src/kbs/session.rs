@@ -24,12 +24,19 @@ pub(super) struct Session {
     pub(super) keys: TeeKeyPair,
     /// Until then the token is given out: whoever gets it needs time to use it.
     fresh_until: Instant,
+    /// Until then the token is good.
+    good_until: Instant,
 }
 
 impl Session {
     /// Whether the token is good for some time to come.
     pub(super) fn has_fresh_token(&self) -> bool {
         Instant::now() < self.fresh_until
+    }
+
+    /// Whether the token is good, if only for a moment.
+    pub(super) fn has_good_token(&self) -> bool {
+        Instant::now() < self.good_until
     }
 }
 
@@ -99,13 +106,14 @@ pub(super) async fn handshake(
     };
     let (body, _) = done(http.post("attest", encode(&attestation)?, Some(&cookie)).await?)?;
     let TokenResponse { token } = decode(&body)?;
-    let fresh_until = evidenced + lifetime(&token) / 5 * 4;
+    let lifetime = lifetime(&token);
+    let (fresh_until, good_until) = (evidenced + lifetime / 5 * 4, evidenced + lifetime);
     let timings = Timings {
         challenge: challenged - began,
         evidence: evidenced - challenged,
         token: evidenced.elapsed(),
     };
-    Ok((Session { cookie, token, keys, fresh_until }, timings))
+    Ok((Session { cookie, token, keys, fresh_until, good_until }, timings))
 }
 
 /// How long a token is good for from when it was issued: no two clocks are compared. None at all where it does not say.

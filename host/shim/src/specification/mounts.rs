@@ -20,8 +20,21 @@ const CRIOS: [&str; 5] =
 const CONTAINERD: &str = "io.containerd.grpc.v1.cri";
 /// The same of CRI-O, with its storage driver before it.
 const CRIO: &str = "*-containers";
+/// kubelet's plugins whose volumes are files that it wrote.
+const FILES: [&str; 4] = ["configmap", "secret", "downward-api", "projected"];
+const KINDS: &str =
+    "only ConfigMap, Secret, downward API, projected, emptyDir and CSI volumes reach a confidential pod";
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What nodes call themselves in their own files.
+const LOOPBACKS_NAMES: [&str; 6] = [
+    "localhost",
+    "localhost.localdomain",
+    "localhost4",
+    "localhost4.localdomain4",
+    "localhost6",
+    "localhost6.localdomain6",
+];
 /// The most that is read of a file of the host's.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -180,16 +193,13 @@ fn volume(
     let typed = |source| Mount { destination: destination.into(), read_only, source };
     match kubelets(&words(source), pod) {
         ["volumes", plugin, name] => match plugin.strip_prefix("kubernetes.io~") {
-            Some("configmap" | "secret" | "downward-api" | "projected") => {
+            Some(plugin) if FILES.contains(&plugin) => {
                 let files = MountSource::Files { volume: name.to_string(), file: None };
                 let folder = HostFolder { volume: name.to_string(), path: source.into() };
                 Ok((typed(files), Volume::Files(folder)))
             }
             Some("empty-dir") => Ok((typed(empty(name, source, None)), Volume::Guest)),
-            _ => Err(refused(
-                format!("the volume {name:?} at {destination:?} ({plugin})"),
-                "only ConfigMap, Secret, downward API, projected, emptyDir and CSI volumes reach a confidential pod",
-            )),
+            _ => Err(refused(format!("the volume {name:?} at {destination:?} ({plugin})"), KINDS)),
         },
         ["volumes", "kubernetes.io~csi", name, "mount"] => {
             let volume = DirectVolume { name, place: source, destination, read_only, sub_path: None };
@@ -209,6 +219,13 @@ fn volume(
                 let sub_path = part(&place)?;
                 let volume = DirectVolume { name, place: &place, destination, read_only, sub_path };
                 return volume.disk().map(|(mount, disk)| (mount, Volume::Disk(disk)));
+            }
+            let of_files = |plugin: &&str| of_pod(&format!("kubernetes.io~{plugin}/{name}")).filter(is_there);
+            if FILES.iter().find_map(of_files).is_none() {
+                return Err(refused(
+                    format!("a part (subPath) of the volume {name:?} at {destination:?}"),
+                    KINDS,
+                ));
             }
             // A copy of its own: what kubelet resolved for this container, at its start.
             let volume = format!("{name}.{container}.{number}");
@@ -262,7 +279,9 @@ fn parse_hosts(text: &str) -> Vec<HostEntry> {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         let address: std::net::IpAddr = words.next()?.parse().ok()?;
         let names: Vec<_> = words.map(str::to_owned).collect();
-        let kubelets_own = names.iter().all(|name| name == "localhost" || name.starts_with("ip6-"));
+        let of_loopback =
+            |name: &String| LOOPBACKS_NAMES.contains(&name.as_str()) || name.starts_with("ip6-");
+        let kubelets_own = names.iter().all(of_loopback);
         (!names.is_empty() && !kubelets_own).then(|| HostEntry { address: address.to_string(), names })
     };
     text.lines().filter_map(entry).collect()
@@ -315,8 +334,24 @@ mod tests {
         assert!(recursively.unwrap().0.read_only);
         let (mount, _) = typed(&format!("{POD}/containers/web/4f2a"), &["rbind"]).unwrap();
         assert_eq!(mount.source, MountSource::EmptyFile { volume: "termination-log-web".into() });
-        let (mount, _) = typed(&format!("{POD}/volume-subpaths/settings/web/2"), &["rbind"]).unwrap();
+    }
+
+    #[test]
+    fn a_part_of_files_is_a_copy_and_one_of_the_hosts_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let pod = folder.path().join("pods/0a1b");
+        std::fs::create_dir_all(pod.join("volumes/kubernetes.io~configmap/settings")).unwrap();
+        std::fs::create_dir_all(pod.join("volumes/kubernetes.io~nfs/share")).unwrap();
+        let part = |volume: &str| {
+            let source = pod.join("volume-subpaths").join(volume).join("web/2");
+            typed(source.to_str().unwrap(), &["rbind"])
+        };
+        let (mount, _) = part("settings").unwrap();
         assert_eq!(mount.source, MountSource::Files { volume: "settings.web.2".into(), file: None });
+        for other in ["share", "host"] {
+            let refusal = part(other).unwrap_err().to_string();
+            assert!(refusal.contains(&format!("{other:?}")) && refusal.contains("subPath"), "{refusal}");
+        }
     }
 
     #[test]
@@ -378,7 +413,7 @@ mod tests {
     #[test]
     fn kubelets_hosts_file_is_read_without_its_own_lines() {
         let hosts = parse_hosts(
-            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\nfe00::0\tip6-localnet\n\
+            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost localhost.localdomain\n::1\tlocalhost ip6-localhost\nfe00::0\tip6-localnet\n\
              10.1.2.3\tweb-0.web.default.svc.cluster.local\tweb-0\n\n# Entries added by HostAliases.\n192.0.2.7\tdb db.example\n127.0.0.1\tself\nbroken\n",
         );
         let names = |entry: &HostEntry| (entry.address.clone(), entry.names.join(" "));

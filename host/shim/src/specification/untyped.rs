@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::resources::KILL_TOGETHER;
-use super::{Error, refused};
+use super::{Error, PRIVILEGED_ONLY, refused};
 
 /// The names in each object, by the object's path. Below others, anything goes.
 const KNOWN: [(&str, &[&str]); 10] = [
@@ -33,7 +33,7 @@ const KNOWN: [(&str, &[&str]); 10] = [
     ("mounts", &["destination", "type", "source", "options"]),
     ("process.user", &["uid", "gid", "additionalGids", "username"]),
     // What a process may ever have is the bounding set; root has all of it.
-    ("process.capabilities", &["bounding", "effective", "permitted", "inheritable"]),
+    ("process.capabilities", &["bounding", "effective", "permitted", "inheritable", "ambient"]),
     (
         "linux",
         &[
@@ -63,12 +63,23 @@ const KNOWN: [(&str, &[&str]); 10] = [
     // Swap is the guest's own: a limit of memory is one of both together.
     ("linux.resources.unified", &[KILL_TOGETHER, "memory.swap.max"]),
 ];
-/// The profiles that engines load for every container, where the host has AppArmor.
-const ENGINES_PROFILES: [&str; 2] = ["cri-containerd.apparmor.d", "crio-default"];
+/// The profiles that engines load for every container, where the host has AppArmor, and what CRI-O says for none.
+const ENGINES_PROFILES: [&str; 3] = ["cri-containerd.apparmor.d", "crio-default", "unconfined"];
 
 /// Refuses a specification that says more than the guest can be told.
 pub(super) fn refuse(spec: &Value) -> Result<(), Error> {
     known(spec, "")?;
+    let capabilities = |set: &str| {
+        let set = spec.pointer("/process/capabilities").and_then(|sets| sets.get(set));
+        set.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    };
+    // CRI-O gives a privileged container all sets.
+    if capabilities("ambient").next().is_some()
+        && !capabilities("bounding").any(|name| name == PRIVILEGED_ONLY)
+    {
+        let why = "in the guest only root has capabilities at a program's start";
+        return Err(refused("process.capabilities.ambient", why));
+    }
     let text = |pointer: &str| spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let profile = text("/process/apparmorProfile");
     if !profile.is_empty() && !ENGINES_PROFILES.contains(&profile) {

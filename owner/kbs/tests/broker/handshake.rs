@@ -220,6 +220,7 @@ async fn a_tee_whose_evidence_nobody_verifies_gets_no_challenge() {
 #[tokio::test]
 async fn another_tees_evidence_is_refused() {
     let home = Home::sample();
+    home.enrol();
     let broker = home.start();
     let session = challenge(&broker, "tpm").await;
     let refused = attest(&broker, &session.cookie, &Guest::new().attestation(&session.nonce)).await;
@@ -231,15 +232,19 @@ async fn a_tpm_for_which_nobody_vouches_gets_no_challenge() {
     let home = Home::sample();
     let broker = home.start();
     let tpm = json!({ "ek_certificate": "AAAA", "ek_public": "AAAA", "ak_public": "AAAA" });
-    let request = json!({ "version": "0.4.0", "tee": "tpm", "extra-params": { "tpm": tpm } });
-    let answer = send(broker.request(Method::POST, "auth").body(request.to_string())).await;
-    let entry = broker.reason(&answer).await;
-    assert_eq!((&entry["event"], &entry["tee"]), (&json!("attest"), &json!("tpm")));
+    // Nor one that names no key, where none is enrolled.
+    for params in [json!({ "tpm": tpm }), json!({})] {
+        let request = json!({ "version": "0.4.0", "tee": "tpm", "extra-params": params });
+        let answer = send(broker.request(Method::POST, "auth").body(request.to_string())).await;
+        let entry = broker.reason(&answer).await;
+        assert_eq!((&entry["event"], &entry["tee"]), (&json!("attest"), &json!("tpm")));
+    }
 }
 
 #[tokio::test]
 async fn nothing_that_a_guest_sends_stops_the_broker() {
     let home = Home::sample();
+    home.enrol();
     let broker = home.start();
     let init_data = |body: &str| json!({ "format": "toml", "body": body });
     let quote = json!({ "signature": "", "message": "AAAA", "pcrs": ["00"] });

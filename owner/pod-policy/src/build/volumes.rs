@@ -9,7 +9,7 @@ use sealpod_evidence::HashAlgorithm;
 use crate::expansion::expand_word;
 use crate::kubernetes::{Container, EmptyDir, PodSpec, Projected, Volume, VolumeMount, VolumeOfObject};
 use crate::manifest::{ObjectKind, Value};
-use crate::policy::{FilesVolume, MountPolicy, Word};
+use crate::policy::{FilesVolume, MountPolicy, Part, Word};
 
 use super::environment::{Environment, not_in_input};
 use super::{Context, Problem, Result, disks, problem};
@@ -229,13 +229,27 @@ fn part(mount: &VolumeMount, environment: &Environment) -> Result<Option<Word>> 
         _ if !mount.sub_path.is_empty() => mount.sub_path.clone(),
         Word::Text(path) => path,
         // The guest sees to it that it stays inside the volume.
-        of_variables @ Word::MadeOf { .. } => return Ok(Some(of_variables)),
+        Word::MadeOf { made_of } if is_plain(&made_of) => return Ok(Some(Word::MadeOf { made_of })),
+        Word::MadeOf { .. } => {
+            let why = "subPathExpr must be names with single slashes between, where a variable is in it";
+            return Err(problem("", why));
+        }
     };
     let names: Vec<_> = path.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
     match path.starts_with('/') || names.iter().any(|name| name.starts_with("..")) {
         true => Err(problem("", format!("{path:?} (subPath) does not lead to a folder of the volume"))),
         false => Ok(Some(names.join("/")).filter(|path| !path.is_empty()).map(Word::Text)),
     }
+}
+
+/// Whether a path with variables in it is how kubelet will have it.
+fn is_plain(parts: &[Part]) -> bool {
+    let text = |part: &Part| match part {
+        Part::Text(text) => text.clone(),
+        Part::Variable { .. } => "variable".into(),
+    };
+    let path: String = parts.iter().map(text).collect();
+    path.split('/').all(|name| !name.is_empty() && name != "." && !name.starts_with(".."))
 }
 
 fn give(files: &mut Files, name: String, paths: Paths) {

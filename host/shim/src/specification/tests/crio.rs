@@ -115,6 +115,22 @@ fn a_path_of_the_hosts_is_refused_wherever_it_is_to_be() {
 }
 
 #[test]
+fn a_privileged_container_has_all_sets_of_capabilities() {
+    let mut json = web();
+    let all = json!(["CAP_CHOWN", "CAP_SYS_ADMIN", PRIVILEGED_ONLY]);
+    for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
+        set_of(&mut json, set, all.clone());
+    }
+    set(&mut json, "/linux/maskedPaths", json!([]));
+    untyped::refuse(&json).unwrap();
+    assert!(container_of(&json).unwrap().privileged);
+}
+
+fn set_of(json: &mut Value, name: &str, names: Value) {
+    set(json, &format!("/process/capabilities/{name}"), names);
+}
+
+#[test]
 fn a_tmpfs_is_refused_by_name() {
     let mut json = web();
     set(&mut json, "/mounts", json!([{"destination": "/run", "type": "tmpfs", "source": "tmpfs"}]));
