@@ -131,7 +131,8 @@ pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: 
     assert_eq!(status.exit_code, 0, "{lines:?}");
     assert_eq!(lines[..3], ["shared", "192.0.2.9 only", "nameserver 192.0.2.53"]);
     // What the pod has in common stays what it was for the others.
-    let other = node.container_config("other", &world.image(), "ls /dev/shm; grep -c . /etc/resolv.conf");
+    let other =
+        node.container_config("own-beside", &world.image(), "ls /dev/shm; grep -c . /etc/resolv.conf");
     let (_, lines) = node.run(&pod, other).await;
     assert!(lines.iter().all(|line| line.text != "note"), "{lines:?}");
     for (name, place) in [("hidden-devices", "/dev"), ("hidden-parameters", "/proc/sys")] {
