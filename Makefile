@@ -48,7 +48,7 @@ lint: setup ## Formatting, and clippy without warnings
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@# What it is in a guest, which is not what it is here.
-	cargo clippy --locked --profile guest --target $(GUEST_TARGET) --package sealpod-loader -- -D warnings
+	cargo clippy --locked --profile loader --target $(GUEST_TARGET) --package sealpod-loader -- -D warnings
 
 deny: setup ## Licences, duplicates and sources of the dependencies
 	scripts/deny.sh

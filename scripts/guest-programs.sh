@@ -4,11 +4,14 @@
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 
-# The arguments are rustc's flags. Cargo takes them one by one, so that a path may have spaces.
+triple=x86_64-unknown-linux-gnu
+target=${CARGO_TARGET_DIR:-target}/$triple
+
+# A package with a profile, and rustc's flags. Cargo takes them one by one, so that a path may have spaces.
 build() {
-  local package=$1 IFS=$'\x1f'
-  shift
-  CARGO_ENCODED_RUSTFLAGS="$*" cargo build --profile guest --locked --target x86_64-unknown-linux-gnu --package "$package"
+  local package=$1 profile=$2 IFS=$'\x1f'
+  shift 2
+  CARGO_ENCODED_RUSTFLAGS="$*" cargo build --profile "$profile" --locked --target "$triple" --package "$package"
 }
 
 # Panics name source files. Cargo leaves these flags out of the hash that symbols carry, so here may be any place; all
@@ -23,6 +26,7 @@ both=(
 
 # One by one: together, the loader would get its dependencies with all that the agent wants of them.
 # The loader hashes with BMI2's rotation, which sets no flags: emulated, that takes a third of the time.
-build sealpod-loader -C target-feature=+crt-static,+bmi2 "${both[@]}" -C relocation-model=static \
+build sealpod-loader loader -C target-feature=+crt-static,+bmi2 "${both[@]}" -C relocation-model=static \
   -C link-arg=-nostdlib -C link-arg=-nostartfiles
-build sealpod-agent -C target-feature=+crt-static "${both[@]}" -C link-arg=-Wl,--pack-dyn-relocs=relr
+build sealpod-agent guest -C target-feature=+crt-static "${both[@]}" -C link-arg=-Wl,--pack-dyn-relocs=relr
+cp "$target/loader/sealpod-loader" "$target/guest/"
