@@ -43,19 +43,21 @@ impl Cgroup {
 
     /// Whether kubelet limits the memory of the pod as a whole, as it does where each container has a limit.
     pub(crate) fn pods_memory_is_limited(&self) -> bool {
-        let pods = self.folders.iter().filter_map(|folder| folder.parent());
-        let limits = pods.flat_map(|pod| MEMORY_LIMITS.map(|file| fs::read_to_string(pod.join(file))));
         // Version 2 says "max" where there is none; version 1 the largest number of pages.
-        limits.flatten().any(|limit| limit.trim().parse::<u64>().is_ok_and(|bytes| bytes < NO_LIMIT))
+        self.pods_limits(MEMORY_LIMITS).any(|bytes| bytes < NO_LIMIT)
     }
 
     /// Whether kubelet limits the processor time of the pod as a whole.
     pub(crate) fn pods_cpu_is_limited(&self) -> bool {
-        let pods = self.folders.iter().filter_map(|folder| folder.parent());
-        let quotas = pods.flat_map(|pod| CPU_QUOTAS.map(|file| fs::read_to_string(pod.join(file))));
         // Version 2 says "max 100000" where there is none, version 1 says -1.
-        let quota = |text: String| text.split_whitespace().next()?.parse::<u64>().ok();
-        quotas.flatten().any(|text| quota(text).is_some())
+        self.pods_limits(CPU_QUOTAS).next().is_some()
+    }
+
+    /// The first words of files of the pod's own group, which holds this one, as far as those are numbers.
+    fn pods_limits(&self, files: [&'static str; 2]) -> impl Iterator<Item = u64> {
+        let pods = self.folders.iter().filter_map(|folder| folder.parent());
+        let texts = pods.flat_map(move |pod| files.map(|file| fs::read_to_string(pod.join(file))));
+        texts.flatten().filter_map(|text| text.split_whitespace().next()?.parse().ok())
     }
 
     /// The files that take a process's id.

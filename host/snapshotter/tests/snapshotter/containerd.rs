@@ -161,6 +161,18 @@ impl Node {
     async fn layers(&self) -> Vec<String> {
         self.snapshotter.client().names(&["kind==committed"]).await
     }
+
+    /// Manifests, an index and configs are there, and none of these layers, which the snapshotter only says to have.
+    async fn assert_layers_are_left(&self, layers: &[&[(&str, &str)]]) {
+        let content = self.ctr(&["content", "ls", "--quiet"]);
+        for layer in layers {
+            let file = self.folder.path().join("layer");
+            fs::write(&file, tar(layer)).unwrap();
+            assert!(!content.contains(&digest(&file)), "{content}");
+        }
+        assert_eq!(self.layers().await.len(), layers.len());
+        assert!(self.snapshotter.folders().is_empty());
+    }
 }
 
 fn containerd_config(place: &Path, registry: SocketAddr) -> String {
@@ -334,15 +346,7 @@ async fn a_pulled_image_leaves_its_layers_to_the_guest_and_its_users_name_is_fou
     for reference in [&named, &index, &number] {
         node.pull(reference).await;
     }
-    // Two manifests, an index and configs are there, and no layer.
-    let content = node.ctr(&["content", "ls", "--quiet"]);
-    for layer in [tar(BASE), tar(APP)] {
-        let file = node.folder.path().join("layer");
-        fs::write(&file, layer).unwrap();
-        assert!(!content.contains(&digest(&file)), "{content}");
-    }
-    assert_eq!(node.layers().await.len(), 2);
-    assert!(node.snapshotter.folders().is_empty());
+    node.assert_layers_are_left(&[BASE, APP]).await;
 
     let user = u64::from(USER_OF_IMAGE);
     let (mounts, uid, gid) = node.container(&named, "one").await;
@@ -369,14 +373,7 @@ async fn the_transfer_service_leaves_the_layers_of_the_guests_images_and_unpacks
     let host = node.push("host/app", &Image { layers: &[USERS], user: "app", index: false });
     node.pull(&guest).await;
     assert!(node.log().contains("transfer service"), "{}", node.log());
-    let content = node.ctr(&["content", "ls", "--quiet"]);
-    for layer in [tar(BASE), tar(APP)] {
-        let file = node.folder.path().join("layer");
-        fs::write(&file, layer).unwrap();
-        assert!(!content.contains(&digest(&file)), "{content}");
-    }
-    assert_eq!(node.layers().await.len(), 2);
-    assert!(node.snapshotter.folders().is_empty());
+    node.assert_layers_are_left(&[BASE, APP]).await;
     let (mounts, uid, _) = node.container(&guest, "one").await;
     assert_eq!(uid, u64::from(USER_OF_IMAGE));
     assert!(stand_in(&mounts, "etc/passwd").contains("\napp:x:"));
