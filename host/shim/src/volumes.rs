@@ -29,7 +29,7 @@ pub(crate) type Version = Option<PathBuf>;
 
 /// Gives a volume to the guest; says which content that was.
 pub(crate) async fn give(agent: &Client, folder: &HostFolder) -> Result<Version, Error> {
-    let (version, request) = read_one(folder)?;
+    let (version, request) = read_one(folder, |version| read(folder, version))?;
     agent.call(Request::WriteVolume(Box::new(request))).await?;
     Ok(version)
 }
@@ -58,16 +58,19 @@ fn version(folder: &HostFolder) -> Version {
 }
 
 /// Reads one version whole: kubelet removes the old one when it has moved the link.
-fn read_one(folder: &HostFolder) -> Result<(Version, WriteVolume), Error> {
+fn read_one(
+    folder: &HostFolder,
+    read: impl Fn(Option<&Path>) -> Result<WriteVolume, Error>,
+) -> Result<(Version, WriteVolume), Error> {
     for _ in 1..ATTEMPTS {
         let before = version(folder);
-        let volume = read(folder, before.as_deref());
+        let volume = read(before.as_deref());
         if version(folder) == before {
             return volume.map(|volume| (before, volume));
         }
     }
     let last = version(folder);
-    read(folder, last.as_deref()).map(|volume| (last, volume))
+    read(last.as_deref()).map(|volume| (last, volume))
 }
 
 fn read(folder: &HostFolder, version: Option<&Path>) -> Result<WriteVolume, Error> {
@@ -158,7 +161,8 @@ mod tests {
     }
 
     fn read_volume(path: &Path) -> Result<WriteVolume, Error> {
-        read_one(&HostFolder { volume: "settings".into(), path: path.into() }).map(|(_, volume)| volume)
+        let folder = HostFolder { volume: "settings".into(), path: path.into() };
+        read_one(&folder, |version| read(&folder, version)).map(|(_, volume)| volume)
     }
 
     #[test]
@@ -175,17 +179,28 @@ mod tests {
     fn what_is_read_is_the_version_that_is_told() {
         let folder = kubelets(&[("a", "1")]);
         let of = HostFolder { volume: "settings".into(), path: folder.path().into() };
-        let (version, _) = read_one(&of).unwrap();
+        let (version, _) = read_one(&of, |version| read(&of, version)).unwrap();
         assert_eq!(version.as_deref(), Some(Path::new("..2026_11_24")));
         // One that kubelet makes meanwhile is another, also before its link has moved.
         let next = folder.path().join("..2026_11_25");
         std::fs::create_dir(&next).unwrap();
         std::fs::write(next.join("a"), "2").unwrap();
         let old = read(&of, version.as_deref()).unwrap();
-        std::fs::remove_file(folder.path().join(DATA)).unwrap();
-        symlink("..2026_11_25", folder.path().join(DATA)).unwrap();
-        assert_eq!(read(&of, version.as_deref()).unwrap().files[0].content, old.files[0].content);
-        let (version, new) = read_one(&of).unwrap();
+        let go_on = || {
+            std::fs::remove_file(folder.path().join(DATA)).unwrap();
+            symlink("..2026_11_25", folder.path().join(DATA)).unwrap();
+        };
+        // It goes on while the old one is read, whose folder may be gone by then.
+        let reading = |version: Option<&Path>| match version {
+            Some(version) if version == Path::new("..2026_11_24") => {
+                let old = read(&of, Some(version));
+                go_on();
+                old
+            }
+            version => read(&of, version),
+        };
+        let (version, new) = read_one(&of, reading).unwrap();
+        assert_ne!(new.files[0].content, old.files[0].content);
         assert_eq!(version.as_deref(), Some(Path::new("..2026_11_25")));
         assert_eq!(new.files[0].content, STANDARD.encode("2"));
     }
