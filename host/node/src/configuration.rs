@@ -28,6 +28,8 @@ tpm_authority = {}
 #cpus = 1
 # The encrypted disk for images and files; 0: they are in memory.
 #ephemeral_disk_mib = 0
+# How long a guest may be silent before its pod has failed.
+#silence_limit_seconds = 30
 # auto, kvm or tcg.
 #accelerator = \"auto\"
 ",

@@ -2,6 +2,7 @@
 //!
 //! None of it is trusted by the guest: what of it matters is measured, or refused by the pod's own policy.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use sealpod_sandbox::Accelerator;
@@ -26,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// The size of the encrypted disk for images and files, in MiB; 0 for none, then they are in memory.
     pub(crate) ephemeral_disk_mib: u32,
+    /// How long a guest may be silent before its pod has failed, in seconds.
+    pub(crate) silence_limit_seconds: NonZero<u32>,
     /// auto, kvm or tcg.
     accelerator: String,
 }
@@ -50,6 +53,7 @@ impl Default for Config {
             memory_overhead_mib: 256,
             cpus: 1,
             ephemeral_disk_mib: 0,
+            silence_limit_seconds: const { NonZero::new(30).unwrap() },
             accelerator: "auto".into(),
         }
     }
@@ -98,6 +102,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_missing_is_refused() {
         assert!(matches!(load("memory = 1"), Err(Error::Parse { .. })));
+        assert!(matches!(load("silence_limit_seconds = 0"), Err(Error::Parse { .. })));
         assert!(matches!(load("accelerator = \"hvf\""), Err(Error::Value { .. })));
         assert!(matches!(Config::load(Some(Path::new("/nowhere"))), Err(Error::Read { .. })));
     }

@@ -111,6 +111,11 @@ impl Error {
             _ => false,
         }
     }
+
+    /// Whether the guest did not answer at all.
+    pub(crate) fn is_of_lost_guest(&self) -> bool {
+        matches!(self, Self::Agent(lost) if !matches!(lost, CallError::Refused(_)))
+    }
 }
 
 fn of_call(error: &CallError) -> String {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::types::task::Status;
@@ -33,6 +34,8 @@ const HOSTNAME: &str = "sealpod";
 const OOM: &str = "oom";
 /// What the VM's own end is reported as.
 const FAILED: u32 = 255;
+/// How long after its guest's last answer a pod may take to end.
+const END: Duration = Duration::from_secs(10);
 
 /// A pod whose VM runs.
 #[derive(Debug)]
@@ -349,6 +352,11 @@ impl Pod {
             u8::try_from(signal).map_err(|_| Error::Invalid(format!("there is no signal {signal}")))?;
         let send = SignalProcess { process: reference.clone(), signal, all };
         match self.agent.call(Request::SignalProcess(send)).await.map_err(Error::from) {
+            // The pod ends with its guest, and all of its processes.
+            Err(error) if error.is_of_lost_guest() => {
+                let ended = tokio::time::timeout(END, process.wait()).await;
+                return ended.map(drop).map_err(|_| error);
+            }
             Err(error) if !error.is_gone() || process.is_starting() => return Err(error),
             _ => {}
         }
@@ -472,6 +480,7 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
         memory_mib: memory_mib(config, wanted.memory_bytes, cgroup.pods_memory_is_limited()),
         cpus: cpus(config, wanted.cpus, cgroup.pods_cpu_is_limited()),
         ephemeral_disk_mib: config.ephemeral_disk_mib,
+        answer_limit: Duration::from_secs(config.silence_limit_seconds.get().into()),
         pluggable_disks: true,
         accelerator: config.accelerator()?,
         tpm: Tpm::Emulated { authority: config.tpm_authority.clone() },

@@ -10,6 +10,11 @@ use sealpod_tests::node::{NodePod, RUNTIME, control_groups, cri};
 
 use crate::world::World;
 
+/// The programs that a pod takes.
+const SHIM: &str = "containerd-shim-sealpod-v2";
+const VM: &str = "qemu-system-x86_64";
+const TPM: &str = "swtpm";
+
 /// Processes of this namespace whose program and arguments have these words.
 fn processes(program: &str, word: &str) -> Vec<Pid> {
     let matches = |folder: &Path| {
@@ -25,7 +30,7 @@ fn processes(program: &str, word: &str) -> Vec<Pid> {
 /// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces and control groups of pods, and mounts.
 pub(crate) fn inventory() -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    for program in ["qemu-system-x86_64", "swtpm", "containerd-shim-sealpod-v2"] {
+    for program in [VM, TPM, SHIM] {
         found.extend(processes(program, "").iter().map(|pid| format!("{program} {}", pid.as_raw_pid())));
     }
     for folder in ["/run/sealpod", "/run/netns", "/sys/class/net"] {
@@ -84,54 +89,165 @@ async fn becomes_empty(log: impl Fn() -> String, differences: impl Fn() -> Vec<S
 /// Within which time the death of a pod's process is noticed.
 const NOTICED: Duration = Duration::from_secs(20);
 
-async fn fails_and_leaves_nothing(world: &World, name: &str, program: &str) {
-    let node = world.node().await;
-    let _shared = world.pod(&node).await;
-    let before = inventory();
-    let pod = node.run_pod(name, &world.init_data()).await;
-    node.pull(&world.image()).await;
-    let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
-    // QEMU's command line has its folder, which has its shim's number; the shim's has the pod's id.
-    let shim = processes("containerd-shim-sealpod-v2", &pod.id)[0];
-    let victim = match program {
-        "containerd-shim-sealpod-v2" => shim,
-        _ => processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0],
+/// The process of a pod that runs a program: the shim, whose command line has the pod's id, or one with the VM's folder in
+/// it, which has the shim's number.
+fn process_of(pod: &NodePod, program: &str) -> Pid {
+    let shim = processes(SHIM, &pod.id)[0];
+    if program == SHIM { shim } else { processes(program, &format!("sealpod-vm-{}-", shim.as_raw_pid()))[0] }
+}
+
+/// The node's containerd.
+fn containerd(node: &Node) -> Pid {
+    processes("containerd", node.path("containerd.toml").to_str().unwrap())[0]
+}
+
+/// Starts a pod for each of the names, all at once.
+async fn run_pods(world: &World, node: &Node, names: &[&str]) -> Vec<NodePod> {
+    let init_data = world.init_data();
+    let pods = names.iter().map(|name| node.run_pod(name, &init_data));
+    futures::future::join_all(pods).await
+}
+
+/// Kills one of a pod's processes while a container and an exec run.
+async fn fails(world: &World, node: &Node, pod: &NodePod, program: &str) {
+    let id = node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    let victim = process_of(pod, program);
+    let killing = async {
+        let runs =
+            async || node.exec(&id, "[ -e /tmp/running ]").await.ok().filter(|exec| exec.exit_code == 0);
+        node.until("an exec runs", runs).await;
+        let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        kill_process(victim, Signal::KILL).unwrap();
+        killed
     };
-    let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    kill_process(victim, Signal::KILL).unwrap();
+    let (exec, killed) = tokio::join!(node.exec(&id, "touch /tmp/running; sleep 1000"), killing);
+    assert!(exec.as_ref().map_or(true, |exec| exec.exit_code != 0), "{exec:?} of a pod that was killed");
     let status = node.ended(&id).await;
     assert_ne!(status.exit_code, 0);
     // The time is the shim's, or that of containerd's call of it: how long CRI takes to say so is not in it.
     let ended = Duration::from_nanos(status.finished_at.try_into().unwrap());
     assert!(ended.saturating_sub(killed) < NOTICED, "killed at {killed:?}, noticed at {ended:?}");
-    let failed: &Node = &node;
-    let gone: &NodePod = &pod;
-    node.until("the pod is not ready", async || (!failed.is_ready(gone).await).then_some(())).await;
-    node.remove(&pod).await;
+    node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
+    node.remove(pod).await;
+}
+
+pub(crate) async fn a_pod_fails_with_each_of_its_processes_and_leaves_nothing(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let pods = run_pods(world, &node, &["killed-shim", "killed-vm", "killed-tpm"]).await;
+    for (pod, program) in pods.iter().zip([SHIM, VM, TPM]) {
+        fails(world, &node, pod, program).await;
+    }
     nothing_is_left(&node, &before).await;
 }
 
-pub(crate) async fn a_killed_vm_fails_its_pod_and_leaves_nothing(world: &World) {
-    fails_and_leaves_nothing(world, "killed-vm", "qemu-system-x86_64").await;
+pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let pods = run_pods(world, &node, &["pulls-without-shim", "pulls-without-vm"]).await;
+    for (pod, program) in pods.iter().zip([SHIM, VM]) {
+        let asked = world.owner().registry_log().len();
+        let config = node.container_config("main", &world.image(), "sleep 1000");
+        let id = node.try_create(pod, config).await.unwrap();
+        let killing = async {
+            let pulls = async || world.owner().registry_log()[asked..].contains("/blobs/").then_some(());
+            node.until("the guest pulls", pulls).await;
+            kill_process(process_of(pod, program), Signal::KILL).unwrap();
+        };
+        // Only this asks the shim for a container, and it the guest.
+        let (started, ()) = tokio::join!(node.try_start(&id), killing);
+        assert!(started.is_err(), "a container runs in a pod that was killed");
+        node.remove(pod).await;
+    }
+    nothing_is_left(&node, &before).await;
 }
 
-pub(crate) async fn a_killed_tpm_fails_its_pod_and_leaves_nothing(world: &World) {
-    fails_and_leaves_nothing(world, "killed-tpm", "swtpm").await;
+/// How long a pod has been stopped for when something is killed. It takes longer to stop.
+const STOPPING: Duration = Duration::from_millis(20);
+
+pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &World) {
+    let mut node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let pods = run_pods(world, &node, &["removed-shim", "removed-vm", "removed-containerd"]).await;
+    for pod in &pods {
+        node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    }
+    let engine = containerd(&node);
+    let killed = [process_of(&pods[0], SHIM), process_of(&pods[1], VM), engine];
+    for (pod, killed) in pods.iter().zip(killed) {
+        let mut runtime = node.runtime();
+        let stopping =
+            runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
+        let killing = async {
+            tokio::time::sleep(STOPPING).await;
+            kill_process(killed, Signal::KILL).unwrap();
+        };
+        // It may succeed or fail: kubelet comes again until it succeeds.
+        let _ = tokio::join!(stopping, killing);
+        if killed == engine {
+            node.kill_containerd();
+            node.start_containerd();
+            node.ready().await;
+        }
+        node.remove(pod).await;
+    }
+    nothing_is_left(&node, &before).await;
 }
 
-pub(crate) async fn a_killed_shim_fails_its_pod_and_leaves_nothing(world: &World) {
-    fails_and_leaves_nothing(world, "killed-shim", "containerd-shim-sealpod-v2").await;
+/// The snapshotter ends while a container is made; when it is back, the next try works.
+pub(crate) async fn a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile(world: &World) {
+    let mut node = world.node().await;
+    let pod = world.pod(&node).await;
+    let before = inventory();
+    let config = |node: &Node| node.container_config("snapshots", &world.image(), "echo made");
+    node.kill_snapshotter();
+    let refused = node.try_create(&pod, config(&node)).await.unwrap_err();
+    assert!(refused.message().contains("snapshotter.sock"), "{}", refused.message());
+    node.start_snapshotter();
+    // containerd waits a moment before it tries to connect again; kubelet comes again too.
+    let made = async || node.try_create(&pod, config(&node)).await.ok();
+    let id = node.until("a container is made", made).await;
+    node.try_start(&id).await.unwrap();
+    let status = node.ended(&id).await;
+    let lines = sealpod_tests::node::log_lines(status.log_path.as_ref());
+    assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "made"));
+    let remove = cri::RemoveContainerRequest { container_id: status.id };
+    node.runtime().remove_container(remove).await.unwrap();
+    nothing_is_left(&node, &before).await;
+}
+
+/// A machine that stands still answers nothing, and does not even end when it is asked to.
+pub(crate) async fn a_pod_whose_guest_hangs_is_removed_and_costs_no_other(world: &World) {
+    let node = world.node().await;
+    let shared = world.pod(&node).await;
+    let other = node.spawn(&shared, node.container_config("other", &world.image(), "sleep 1000")).await;
+    let before = inventory();
+    let config = std::fs::read_to_string(node.path("shim.toml")).unwrap();
+    std::fs::write(node.path("shim.toml"), format!("{config}silence_limit_seconds = 4\n")).unwrap();
+    let pod = node.run_pod("hangs", &world.init_data()).await;
+    std::fs::write(node.path("shim.toml"), config).unwrap();
+    node.pull(&world.image()).await;
+    let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    kill_process(process_of(&pod, VM), Signal::STOP).unwrap();
+    let unanswered = tokio::time::timeout(Duration::from_secs(2), node.exec(&id, "true")).await;
+    assert!(!matches!(unanswered, Ok(Ok(_))), "{unanswered:?} of a guest that stands still");
+    assert_eq!(node.exec(&other, "echo unmoved").await.unwrap().stdout, b"unmoved\n");
+    node.remove(&pod).await;
+    nothing_is_left(&node, &before).await;
 }
 
 /// Which of a pod's first processes are killed: the programs, and a word of their arguments.
 ///
 /// Others with the same program come and go: containerd's calls of the shim, swtpm's questions to itself.
 const EARLY: [(&str, &str); 5] = [
-    ("containerd-shim-sealpod-v2", "start"),
-    ("containerd-shim-sealpod-v2", "serve"),
+    (SHIM, "start"),
+    (SHIM, "serve"),
     ("swtpm_setup", "sealpod-vm-"),
-    ("swtpm", "type=unixio,fd=0"),
-    ("qemu-system-x86_64", "sealpod-vm-"),
+    (TPM, "type=unixio,fd=0"),
+    (VM, "sealpod-vm-"),
 ];
 
 /// Kills one of a pod's processes as soon as it is there, while containerd waits for the pod.
@@ -185,14 +301,10 @@ pub(crate) async fn containerd_killed_while_a_pod_starts_leaves_nothing_that_can
     let before = inventory();
     {
         let starting = node.try_run_pod(node.pod_config("orphan", Some(&world.init_data())), RUNTIME);
-        let vms = processes("qemu-system-x86_64", "").len();
+        let vms = processes(VM, "").len();
         let killing = async {
-            node.until("its VM is there", async || {
-                (processes("qemu-system-x86_64", "").len() > vms).then_some(())
-            })
-            .await;
-            let containerd = processes("containerd", node.path("containerd.toml").to_str().unwrap())[0];
-            kill_process(containerd, Signal::KILL).unwrap();
+            node.until("its VM is there", async || (processes(VM, "").len() > vms).then_some(())).await;
+            kill_process(containerd(&node), Signal::KILL).unwrap();
         };
         let (started, ()) = tokio::join!(starting, killing);
         assert!(started.is_err(), "containerd was killed");

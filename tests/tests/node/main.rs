@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         a_pod_is_reached_by_its_address_and_reaches_others,
         a_grpc_probe_is_answered,
         a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give,
+        a_pod_may_have_no_address_but_of_ipv6,
     ));
     trials.extend(trials!(world, containers:
         exit_codes_times_and_logs_are_true,
@@ -108,10 +109,12 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(world, failures:
         pods_outlive_containerd,
-        a_killed_vm_fails_its_pod_and_leaves_nothing,
-        a_killed_tpm_fails_its_pod_and_leaves_nothing,
-        a_killed_shim_fails_its_pod_and_leaves_nothing,
+        a_pod_fails_with_each_of_its_processes_and_leaves_nothing,
         a_pod_killed_at_its_start_fails_and_leaves_nothing,
+        a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing,
+        a_pod_killed_while_it_is_removed_leaves_nothing,
+        a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile,
+        a_pod_whose_guest_hangs_is_removed_and_costs_no_other,
         containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed,
         pods_in_a_row_and_at_once_leave_nothing,
     ));

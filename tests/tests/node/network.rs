@@ -36,12 +36,48 @@ const LINK: &str = r#"{
 }
 "#;
 
+/// A bridge without IPv4.
+const SIX: &str = r#"{
+  "cniVersion": "0.4.0",
+  "name": "six",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "sealpod6",
+      "isGateway": true,
+      "ipam": {
+        "type": "host-local",
+        "ranges": [[{ "subnet": "fd00:66::/64" }]],
+        "routes": [{ "dst": "::/0" }],
+        "dataDir": "/run/sealpod/cni"
+      }
+    }
+  ]
+}
+"#;
+
 /// The file of a network that pods have while this is there.
-struct Network(PathBuf);
+struct Network {
+    path: PathBuf,
+    /// What was there before.
+    before: Option<String>,
+}
+
+impl Network {
+    /// Writes the file.
+    fn new(path: PathBuf, content: &str) -> Self {
+        let before = std::fs::read_to_string(&path).ok();
+        std::fs::write(&path, content).unwrap();
+        Self { path, before }
+    }
+}
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = match &self.before {
+            Some(content) => std::fs::write(&self.path, content),
+            None => std::fs::remove_file(&self.path),
+        };
     }
 }
 
@@ -170,8 +206,7 @@ pub(crate) async fn a_grpc_probe_is_answered(world: &World) {
 pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_give(world: &World) {
     let node = world.node().await;
     node.pull(&world.image()).await;
-    let network = Network(node.path("cni/05-links.conflist"));
-    std::fs::write(&network.0, LINK).unwrap();
+    let network = Network::new(node.path("cni/05-links.conflist"), LINK);
     known(&node, "links", true).await;
     let mut config = node.pod_config("links", Some(&world.init_data()));
     config.annotations.extend(map(&[("kubernetes.io/egress-bandwidth", "7M")]));
@@ -202,4 +237,21 @@ pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_
     node.remove(&pod).await;
     drop(network);
     known(&node, "links", false).await;
+}
+
+pub(crate) async fn a_pod_may_have_no_address_but_of_ipv6(world: &World) {
+    let node = world.node().await;
+    let network = Network::new(node.path("cni/10-pods.conflist"), SIX);
+    known(&node, "six", true).await;
+    let pod = node.run_pod("six", &world.init_data()).await;
+    let address = node.address(&pod).await;
+    assert!(address.starts_with("fd00:66::"), "{address}");
+    // The guest's kernel answers, so it has the address, and a way back.
+    let ping = Command::new("ping").args(["-c", "1", "-W", "10", &address]).output().unwrap();
+    assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+    node.remove(&pod).await;
+    let bridge = Command::new("ip").args(["link", "delete", "sealpod6"]).status().unwrap();
+    assert!(bridge.success());
+    drop(network);
+    known(&node, "six", false).await;
 }

@@ -45,12 +45,14 @@ pub(crate) async fn a_container_lives_and_ends_as_its_phases_say(world: &World) 
 
 pub(crate) async fn two_containers_share_network_and_memory_but_not_processes_and_files(world: &World) {
     let (pod, image) = (world.pod().await, world.image());
-    let script = "echo from the first > /dev/shm/note; echo mine > /tmp/mine; cd /tmp; httpd -f -p 8123";
+    let script = "echo from the first > /dev/shm/note; readlink /proc/self/ns/ipc > /dev/shm/ipc
+        touch /dev/mqueue/queue; echo mine > /tmp/mine; cd /tmp; httpd -f -p 8123";
     let server = pod.spawn(pod.container(&image, script)).await;
     let script = "until wget -q -O - http://127.0.0.1:8123/mine; do sleep 0.1; done
-        cat /dev/shm/note; ls /tmp; ps -o comm | grep -c httpd; hostname; rm /dev/shm/note";
+        cat /dev/shm/note; readlink /proc/self/ns/ipc | cmp - /dev/shm/ipc && ls /dev/mqueue
+        ls /tmp; ps -o comm | grep -c httpd; hostname; rm /dev/shm/note /dev/shm/ipc /dev/mqueue/queue";
     let client = pod.sh(&image, script).await;
-    assert_eq!(client.stdout, "mine\nfrom the first\n0\npod-under-test\n", "{}", client.stderr);
+    assert_eq!(client.stdout, "mine\nfrom the first\nqueue\n0\npod-under-test\n", "{}", client.stderr);
     pod.remove(&server).await;
 }
 
