@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
+use sealpod_evidence::init_data::{self, Image, KeyBroker, Settings};
 
 use crate::error::{Context, Error, Result};
 use crate::output;
@@ -81,61 +81,6 @@ pub(crate) struct Owner {
     pub(crate) registry_credentials: Option<String>,
 }
 
-/// `aa.toml`: how the attestation agent reaches its key broker.
-#[derive(Serialize)]
-struct AttestationAgent<'a> {
-    token_configs: TokenConfigs<'a>,
-}
-
-#[derive(Serialize)]
-struct TokenConfigs<'a> {
-    kbs: KbsConfig<'a>,
-}
-
-#[derive(Serialize)]
-struct KbsConfig<'a> {
-    url: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert: Option<String>,
-}
-
-/// `cdh.toml`: how the guest pulls images.
-#[derive(Serialize)]
-struct DataHub {
-    image: ImageConfig,
-}
-
-#[derive(Serialize)]
-struct ImageConfig {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    image_security_policy_uri: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    image_security_policy: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    authenticated_registry_credentials_uri: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    plain_http_registries: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    extra_root_certificates: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct InitData {
-    version: &'static str,
-    algorithm: &'static str,
-    data: Data,
-}
-
-#[derive(Serialize)]
-struct Data {
-    #[serde(rename = "aa.toml")]
-    attestation_agent: String,
-    #[serde(rename = "cdh.toml")]
-    data_hub: String,
-    #[serde(rename = "policy.rego", skip_serializing_if = "Option::is_none")]
-    agent_policy: Option<String>,
-}
-
 pub(crate) fn run(args: InitDataArgs) -> Result<()> {
     match args.command {
         InitDataCommand::Create(source) => {
@@ -146,8 +91,8 @@ pub(crate) fn run(args: InitDataArgs) -> Result<()> {
         }
         InitDataCommand::Digest { file } => output::line(digest(&read(&file)?)?),
         InitDataCommand::Annotation { file } => {
-            let annotation = sealpod_evidence::init_data::encode_annotation(&read(&file)?)
-                .context("cannot encode the annotation")?;
+            let annotation =
+                init_data::encode_annotation(&read(&file)?).context("cannot encode the annotation")?;
             output::line(annotation)
         }
     }
@@ -155,7 +100,7 @@ pub(crate) fn run(args: InitDataArgs) -> Result<()> {
 
 /// The digest of raw init data under the algorithm that it names, in hexadecimal.
 pub(crate) fn digest(raw: &str) -> Result<String> {
-    let digest = sealpod_evidence::init_data::digest(raw).context("this is no init data")?;
+    let digest = init_data::digest(raw).context("this is no init data")?;
     Ok(hex::encode(digest))
 }
 
@@ -175,36 +120,26 @@ impl Owner {
             return Err(Error::new(format!("{url:?} is no address of a key broker"))
                 .hint("as https://broker.example:8080"));
         }
-        let attestation_agent = AttestationAgent {
-            token_configs: TokenConfigs {
-                kbs: KbsConfig { url, cert: self.kbs_certificate.as_ref().map(read).transpose()? },
-            },
-        };
         let (uri, inline) = match &self.image_policy {
             Some(uri) if uri.starts_with("kbs://") => (Some(uri.clone()), None),
             Some(file) => (None, Some(read_image_policy(&PathBuf::from(file))?)),
             None => (None, None),
         };
-        let data_hub = DataHub {
-            image: ImageConfig {
+        let settings = Settings {
+            key_broker: Some(KeyBroker {
+                url: url.clone(),
+                cert: self.kbs_certificate.as_ref().map(read).transpose()?,
+            }),
+            image: Image {
                 image_security_policy_uri: uri,
                 image_security_policy: inline,
                 authenticated_registry_credentials_uri: self.registry_credentials.clone(),
                 plain_http_registries: self.plain_http.clone(),
                 extra_root_certificates: self.registry_authority.iter().map(read).collect::<Result<_>>()?,
             },
+            agent_policy,
         };
-        let init_data = InitData {
-            version: "0.1.0",
-            algorithm: "sha256",
-            data: Data {
-                attestation_agent: toml::to_string(&attestation_agent)?,
-                data_hub: toml::to_string(&data_hub)?,
-                agent_policy,
-            },
-        };
-        // One line end, as `create` prints it: the digest covers every byte.
-        Ok(Some(format!("{}\n", toml::to_string(&init_data)?.trim_end())))
+        Ok(Some(settings.to_toml().context("cannot make the init data")?))
     }
 }
 
@@ -250,9 +185,9 @@ mod tests {
     #[test]
     fn what_is_made_parses_as_init_data_and_one_changed_part_changes_its_digest() {
         let raw = source().create().unwrap().unwrap();
-        let parsed = sealpod_evidence::init_data::InitData::parse(&raw).unwrap();
-        assert!(parsed.data["aa.toml"].contains("https://10.0.2.2:8443"));
-        assert!(parsed.data["cdh.toml"].contains("kbs:///default/image-policy/web"));
+        let parsed = Settings::parse(&raw).unwrap();
+        assert_eq!(parsed.key_broker.unwrap().url, "https://10.0.2.2:8443");
+        assert_eq!(parsed.image.image_security_policy_uri.unwrap(), "kbs:///default/image-policy/web");
         let other = Owner { plain_http: vec![], ..owner() }.init_data(None).unwrap().unwrap();
         assert_ne!(digest(&raw).unwrap(), digest(&other).unwrap());
     }

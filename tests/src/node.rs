@@ -8,6 +8,7 @@ pub mod namespaces;
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -98,6 +99,10 @@ impl Node {
         write("cni/10-pods.conflist", CNI.into());
         write(&format!("registries/{registry}/hosts.toml"), format!("server = \"http://{registry}\"\n"));
         write("containerd.toml", version.config(folder, registry, pause));
+        // As `sealpod node install` makes it, for kubelet.
+        let images = folder.join("root/io.containerd.snapshotter.v1.sealpod");
+        std::fs::create_dir_all(folder.join("root")).expect("a folder");
+        symlink(folder.join("snapshots"), images).expect("a link");
         let socket = folder.join("containerd.sock");
         let mut node = Self {
             containerd: None,
@@ -302,6 +307,13 @@ impl Node {
             }),
             ..Default::default()
         }
+    }
+
+    /// Where CRI says that images are, which kubelet looks at for the room that is left.
+    pub async fn image_file_systems(&self) -> Vec<PathBuf> {
+        let info = self.images().image_fs_info(cri::ImageFsInfoRequest::default()).await;
+        let all = info.expect("containerd knows where images are").into_inner().image_filesystems;
+        all.into_iter().filter_map(|one| Some(one.fs_id?.mountpoint.into())).collect()
     }
 
     /// Creates a container in a pod; gives its id.

@@ -1,5 +1,7 @@
 //! Init data: what a pod's owner binds it to, in a form whose digest the TEE reports.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
@@ -8,9 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::HashAlgorithm;
+
+pub use settings::{Image, KeyBroker, Settings};
 
 /// The only version there is.
 const VERSION: &str = "0.1.0";
@@ -19,14 +23,14 @@ const VERSION: &str = "0.1.0";
 pub const MAX_LENGTH: usize = 1 << 20;
 
 /// Parsed init data. Its digest is over the raw text, not over this.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitData {
     /// `0.1.0`.
     pub version: String,
     /// What the digest is made with.
     pub algorithm: HashAlgorithm,
-    /// Named texts, as `aa.toml`, `cdh.toml`, `policy.rego`.
+    /// Named texts: `aa.toml`, `cdh.toml`, `policy.rego`. [`Settings`] has what they say.
     pub data: BTreeMap<String, String>,
 }
 
@@ -45,6 +49,20 @@ pub enum InitDataError {
     /// An algorithm that is not to be relied upon.
     #[error("init data names the hash algorithm {0}, expected sha256, sha384 or sha512")]
     Algorithm(HashAlgorithm),
+    /// An entry of `data` that nobody knows: a misspelt one that is passed over would be a hole.
+    #[error("init data has an unknown entry {0:?}; known are aa.toml, cdh.toml and policy.rego")]
+    UnknownEntry(String),
+    /// An entry that does not say what it should.
+    #[error("{entry} of the init data is not as expected: {reason}")]
+    Entry {
+        /// Which.
+        entry: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What cannot be said in TOML.
+    #[error("init data cannot be written: {0}")]
+    Write(#[from] toml::ser::Error),
     /// An annotation that is not base64.
     #[error("the annotation is not base64: {0}")]
     Encoding(#[from] base64::DecodeError),

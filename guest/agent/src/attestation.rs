@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sealpod_agent_protocol::{Failure, FailureKind};
 use sealpod_attester::{Attester, Error, KbsClient, KbsConfig, SampleAttester, Token, TpmAttester};
-use sealpod_evidence::{Tee, init_data};
+use sealpod_evidence::Tee;
+use sealpod_evidence::init_data::{self, KeyBroker};
 use sealpod_kbs_protocol::{ResourcePath, Secret};
 use serde_json::Value;
 
-use crate::config::KeyBroker;
 use crate::failure::{Hint, chain, failure, internal};
 use crate::roots;
 

@@ -85,7 +85,7 @@ impl Images {
     /// The image policy with the keys that it names. Without a policy, no image runs.
     async fn policy(&self) -> Result<Policy, Failure> {
         let config = &self.config;
-        let text = match (&config.image_security_policy, &config.image_security_policy_uri) {
+        let text = match (&config.security_policy, &config.security_policy_uri) {
             (Some(text), _) => text.clone(),
             (None, Some(uri)) => self.text(uri, "the image policy").await?,
             (None, None) => {
@@ -120,7 +120,7 @@ impl Images {
 
     async fn client(&self) -> Result<Client, Failure> {
         let config = &self.config;
-        let credentials = match &config.authenticated_registry_credentials_uri {
+        let credentials = match &config.credentials_uri {
             Some(uri) => Credentials::parse(&self.text(uri, "the registry credentials").await?)
                 .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?,
             None => Credentials::default(),

@@ -6,7 +6,7 @@ mod attestation;
 mod boot;
 mod config;
 mod container;
-mod disk;
+mod ephemeral_disk;
 mod failure;
 mod forward;
 mod images;

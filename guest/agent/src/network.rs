@@ -110,7 +110,8 @@ pub(crate) fn hosts(hostname: &str, interfaces: &[Interface], more: &[HostEntry]
     Ok(text)
 }
 
-/// Checks a host name (RFC 1123).
+/// Checks a host name (RFC 1123). One of the loopback's (RFC 6761, 6.3) would open to the network what programs keep to it:
+/// the name gets the pod's own address in `/etc/hosts`.
 pub(crate) fn check_hostname(name: &str) -> Result<(), Error> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -118,12 +119,16 @@ pub(crate) fn check_hostname(name: &str) -> Result<(), Error> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
+    let mut ends = [name.split('.').next(), name.rsplit('.').next()].into_iter().flatten();
+    let is_loopbacks = ends.any(|label| label.eq_ignore_ascii_case("localhost"));
     // 64 is the kernel's limit.
-    match name.len() <= 64 && name.split('.').all(label) {
+    match name.len() <= 64 && name.split('.').all(label) && !is_loopbacks {
         true => Ok(()),
-        false => {
-            Err(Error::Value { what: "hostname", actual: name.into(), expected: "a name as in RFC 1123" })
-        }
+        false => Err(Error::Value {
+            what: "hostname",
+            actual: name.into(),
+            expected: "a name as in RFC 1123, and not localhost",
+        }),
     }
 }
 
@@ -288,6 +293,9 @@ mod tests {
             assert!(check_hostname(name).is_ok(), "{name}");
         }
         for name in ["", "-pod", "pod-", "a..b", "a b", "p\u{f6}d", &"a".repeat(65)] {
+            assert!(check_hostname(name).is_err(), "{name}");
+        }
+        for name in ["localhost", "LocalHost", "pod.localhost", "localhost.localdomain"] {
             assert!(check_hostname(name).is_err(), "{name}");
         }
     }

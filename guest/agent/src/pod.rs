@@ -10,7 +10,7 @@ use crate::attestation::{Attestation, Evidence};
 use crate::boot::Parameters;
 use crate::config::Config;
 use crate::container::{Containers, PodFiles, SHARED_MEMORY};
-use crate::disk;
+use crate::ephemeral_disk;
 use crate::failure::{chain, failure, internal};
 use crate::images::Images;
 use crate::modules;
@@ -63,7 +63,7 @@ fn prepare_devices() -> Result<(), Failure> {
         modules::load(group).map_err(|error| internal("load the kernel modules", &error))?;
     }
     network::prepare().map_err(|error| internal("prepare the network", &error))?;
-    disk::attach().map_err(|error| internal("prepare the ephemeral disk", &error))
+    ephemeral_disk::attach().map_err(|error| internal("prepare the ephemeral disk", &error))
 }
 
 fn set_up_network(request: &StartPod) -> Result<PodFiles, Failure> {

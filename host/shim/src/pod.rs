@@ -225,11 +225,14 @@ impl Pod {
     }
 
     async fn give_volume(&self, folder: &HostFolder) -> Result<(), Error> {
-        let mut given = self.volumes.lock().await;
-        if !given.contains_key(&folder.volume) {
+        let mut followed = self.volumes.lock().await;
+        if !followed.contains_key(&folder.volume) {
             let version = volumes::give(&self.agent, folder).await?;
-            let follower = volumes::follow(self.agent.clone(), folder.clone(), version);
-            given.insert(folder.volume.clone(), follower);
+            // A part of a volume has none: kubelet binds the current one at each start of its container.
+            if version.is_some() {
+                let follower = volumes::follow(self.agent.clone(), folder.clone(), version);
+                followed.insert(folder.volume.clone(), follower);
+            }
         }
         Ok(())
     }

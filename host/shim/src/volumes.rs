@@ -46,7 +46,11 @@ pub(crate) fn follow(agent: Client, folder: HostFolder, mut known: Version) -> J
             match give(&agent, &folder).await {
                 Ok(given) => known = given,
                 Err(error) => {
-                    tracing::warn!(volume = folder.volume, %error, "a change does not reach the guest")
+                    tracing::warn!(volume = folder.volume, %error, "a change does not reach the guest");
+                    // What cannot be read may be there in a moment. What is refused will be refused again.
+                    if !matches!(error, Error::Io { .. }) {
+                        known = current;
+                    }
                 }
             }
         }

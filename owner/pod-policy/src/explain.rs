@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use sealpod_agent_protocol::MountSource;
 use sealpod_evidence::HashAlgorithm;
-use sealpod_evidence::init_data::{self, InitData};
+use sealpod_evidence::init_data::{self, KeyBroker, Settings};
 use serde::Serialize;
 
 use crate::given::Given;
@@ -101,36 +101,32 @@ impl Statements {
         if let Ok(digest) = init_data::digest(raw) {
             self.add("init data", format!("digest {}", hex(&digest)));
         }
-        let data = InitData::parse(raw).map(|parsed| parsed.data).unwrap_or_default();
-        let table = |name: &str| data.get(name).and_then(|text| text.parse::<toml::Table>().ok());
-        let broker = table("aa.toml").and_then(|table| Some(table.get("token_configs")?.get("kbs")?.clone()));
-        if let Some(broker) = &broker {
-            let text = |name: &str| broker.get(name).and_then(toml::Value::as_str);
-            self.add("key broker", text("url").unwrap_or("without an address"));
-            let certificate = text("cert").map(|pem| format!("pinned, SHA-256 of the PEM {}", digest(pem)));
+        let settings = match Settings::parse(raw) {
+            Ok(settings) => settings,
+            // It may be for other guests.
+            Err(error) => return self.add("init data", format!("refused by this release's guests: {error}")),
+        };
+        if let Some(KeyBroker { url, cert }) = &settings.key_broker {
+            self.add("key broker", url);
+            let certificate = cert.as_ref().map(|pem| format!("pinned, SHA-256 of the PEM {}", digest(pem)));
             self.add(
                 "key broker's certificate",
                 certificate.unwrap_or_else(|| "any that is publicly trusted".into()),
             );
         }
-        let image = table("cdh.toml").and_then(|table| table.get("image").cloned());
-        let text = |name: &str| image.as_ref()?.get(name)?.as_str().map(str::to_owned);
-        let policy = text("image_security_policy_uri").map(|uri| format!("from {uri}"));
-        let inline =
-            text("image_security_policy").map(|json| format!("in the init data, SHA-256 {}", digest(&json)));
+        let image = &settings.image;
+        let policy = image.image_security_policy_uri.as_ref().map(|uri| format!("from {uri}"));
+        let inline = image.image_security_policy.as_ref();
+        let inline = inline.map(|json| format!("in the init data, SHA-256 {}", digest(json)));
         self.add("image policy", policy.or(inline).unwrap_or_else(|| "none: no image may run".into()));
-        if let Some(uri) = text("authenticated_registry_credentials_uri") {
+        if let Some(uri) = &image.authenticated_registry_credentials_uri {
             self.add("registries' credentials", format!("from {uri}"));
         }
-        let list = |name: &str| image.as_ref().and_then(|image| image.get(name)?.as_array().cloned());
-        if let Some(registries) = list("plain_http_registries") {
-            let names: Vec<_> = registries.iter().filter_map(toml::Value::as_str).collect();
-            self.add("registries by plain HTTP", names.join(", "));
-        }
-        if let Some(more) = list("extra_root_certificates") {
-            let digests: Vec<_> = more.iter().filter_map(toml::Value::as_str).map(digest).collect();
-            self.add("registries' authorities", format!("also those with SHA-256 {}", digests.join(", ")));
-        }
+        let registries = &image.plain_http_registries;
+        self.add_if(!registries.is_empty(), "registries by plain HTTP", registries.join(", "));
+        let more: Vec<_> = image.extra_root_certificates.iter().map(|pem| digest(pem)).collect();
+        let says = format!("also those with SHA-256 {}", more.join(", "));
+        self.add_if(!more.is_empty(), "registries' authorities", says);
     }
 
     fn foreign_policy(&mut self, text: &str) {

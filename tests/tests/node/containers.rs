@@ -252,6 +252,12 @@ pub(crate) async fn limits_hold_and_are_counted(world: &World) {
         node.runtime().list_container_stats(cri::ListContainerStatsRequest { filter: None }).await.unwrap();
     let all = all.into_inner().stats;
     let own = all.iter().find(|stats| stats.attributes.as_ref().is_some_and(|known| known.id == id)).unwrap();
+    let request = cri::PodSandboxStatsRequest { pod_sandbox_id: pod.id.clone() };
+    let pods = node.runtime().pod_sandbox_stats(request).await.unwrap().into_inner().stats.unwrap();
+    let pods = pods.linux.unwrap().memory.unwrap().working_set_bytes.unwrap().value;
+    assert!(pods >= own.memory.as_ref().unwrap().working_set_bytes.as_ref().unwrap().value, "{pods}");
+    let places = node.image_file_systems().await;
+    assert!(!places.is_empty() && places.iter().all(|place| place.exists()), "{places:?}");
     assert!(own.cpu.as_ref().unwrap().usage_core_nano_seconds.as_ref().unwrap().value > first);
     let stop = cri::StopContainerRequest { container_id: id, timeout: 0 };
     node.runtime().stop_container(stop).await.unwrap();

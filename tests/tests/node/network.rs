@@ -81,6 +81,34 @@ impl Drop for Network {
     }
 }
 
+/// A service's address, which leads to a pod while this is there, as kube-proxy has it.
+struct Service([Vec<String>; 2]);
+
+impl Service {
+    fn new(address: &str, pod: &str) -> Self {
+        let rule = |words: &str| words.split(' ').map(str::to_owned).collect();
+        let this = Self([
+            rule(&format!("PREROUTING -d {address} -p tcp --dport 80 -j DNAT --to-destination {pod}:80")),
+            // The answer comes back through the node.
+            rule(&format!("POSTROUTING -d {pod} -p tcp --dport 80 -j MASQUERADE")),
+        ]);
+        assert!(this.change("-A"));
+        this
+    }
+
+    fn change(&self, how: &str) -> bool {
+        let change =
+            |rule: &Vec<String>| Command::new("iptables").args(["-t", "nat", how]).args(rule).status();
+        self.0.iter().all(|rule| change(rule).is_ok_and(|status| status.success()))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.change("-D");
+    }
+}
+
 /// Waits until a server in a pod answers.
 async fn served(node: &Node, address: &str, port: u16) {
     let page = node
@@ -231,6 +259,13 @@ pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_
     served(&node, &first, 80).await;
     served(&node, second, 80).await;
     served(&node, ADDRESS, 18_080).await;
+    // Another pod reaches it, by its address and by that of a service.
+    let shared = world.pod(&node).await;
+    let _service = Service::new("10.96.0.10", second);
+    let script = format!("wget -q -T 20 -O - http://{second}/ && wget -q -T 20 -O - http://10.96.0.10/");
+    let (status, lines) = node.run(&shared, node.container_config("asks", &world.image(), &script)).await;
+    let lines: Vec<_> = lines.into_iter().map(|line| line.text).collect();
+    assert_eq!((status.exit_code, lines), (0, vec!["page".to_owned(); 2]));
     let limits = Command::new("tc").args(["qdisc", "show"]).output().expect("tc is part of iproute2");
     let limits = String::from_utf8_lossy(&limits.stdout).into_owned();
     assert!(limits.contains("rate 7Mbit"), "the plugin's limit stays where the pod's packets pass: {limits}");

@@ -41,6 +41,9 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     let stats = cri::ContainerStatsRequest { container_id: id.clone() };
     let stats = node.runtime().container_stats(stats).await.unwrap().into_inner().stats.unwrap();
     assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
+    let mut places = node.image_file_systems().await;
+    places.extend(stats.writable_layer.and_then(|layer| layer.fs_id).map(|id| id.mountpoint.into()));
+    assert!(!places.is_empty() && places.iter().all(|place| place.exists()), "{places:?}");
 
     // It finds them again.
     node.kill_containerd();

@@ -80,6 +80,14 @@ pub(crate) async fn files_of_the_host_arrive_and_are_updated(world: &World) {
     assert_eq!(lines[..2], ["greenone file", "1"]);
     assert!(lines[2].contains("Read-only file system"), "{lines:?}");
     assert_eq!(lines[3..], ["colour", "one file"]);
+
+    // When it starts again it has what is there then.
+    std::fs::write(&subpath, "another file\n").unwrap();
+    let mut again = node.container_config("files", &world.image(), "cat /single");
+    again.metadata.as_mut().unwrap().attempt = 1;
+    again.mounts = vec![mount("/single", &subpath, true)];
+    let (_, lines) = node.run(&pod, again).await;
+    assert_eq!(lines.last().unwrap().text, "another file");
 }
 
 pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
@@ -103,6 +111,20 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     let (_, lines) = node.run(&pod, reader).await;
     assert!(lines[0].text == "note" && lines[1].text.contains("Read-only"), "{lines:?}");
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0, "nothing of it is on the host");
+
+    // As kubelet prepares one in memory with a limit.
+    let bounded = kubelets(&node, &pod, "empty-dir", "bounded");
+    let options = ["-t", "tmpfs", "-o", "size=1m", "volume"];
+    assert!(Command::new("mount").args(options).arg(&bounded).status().unwrap().success());
+    let _mounted = Part(bounded.clone());
+    let script =
+        "head -c 900000 /dev/zero > /bounded/fits && echo fits; head -c 900000 /dev/zero > /bounded/more";
+    let mut config = node.container_config("bounded", &world.image(), script);
+    config.mounts = vec![mount("/bounded", &bounded, false)];
+    let (status, lines) = node.run(&pod, config).await;
+    let lines: Vec<_> = lines.into_iter().map(|line| line.text).collect();
+    assert_ne!(status.exit_code, 0, "{lines:?}");
+    assert!(lines[0] == "fits" && lines[1].contains("No space left on device"), "{lines:?}");
 }
 
 pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: &World) {

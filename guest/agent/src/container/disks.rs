@@ -17,7 +17,7 @@ use sealpod_loader::disk::{AGENT, DISKS, with_serial};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::disk;
+use crate::ephemeral_disk;
 use crate::failure::{Hint, failure, internal};
 
 const FOLDER: &str = "/run/sealpod/disks";
@@ -26,7 +26,7 @@ const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 /// Of a virtio disk's serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
 const LONGEST_SERIAL: usize = 20;
 /// The guest's own.
-const OWN: [&str; 2] = [AGENT, disk::SERIAL];
+const OWN: [&str; 2] = [AGENT, ephemeral_disk::SERIAL];
 /// How long a disk may take to appear after the host plugged it.
 const PATIENCE: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_millis(10);

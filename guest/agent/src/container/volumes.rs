@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MountFlags, mount};
 use sealpod_agent_protocol::{Failure, FailureKind, Mount, MountSource, VolumeFile, WriteVolume};
 
@@ -57,7 +58,7 @@ impl Volumes {
         };
         self.check_room(&all, name)?;
         let folder = self.root.join(name);
-        replace(&folder, &format!("..{version}"), &files, request.group)
+        replace(&folder, version, &files, request.group)
             .map_err(|error| internal("write the volume's files", &error))?;
         all.insert(name.into(), Volume::Files(version));
         Ok(())
@@ -69,17 +70,19 @@ impl Volumes {
             MountSource::Files { volume, file } => {
                 let name = check_name(volume)?;
                 let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(Volume::Files(_)) = all.get(name) else {
+                let Some(Volume::Files(version)) = all.get(name) else {
                     return Err(failure(FailureKind::NotFound, format!("volume {name:?} has no files"))
                         .hint("send WriteVolume first"));
                 };
                 let folder = self.root.join(name);
                 let Some(file) = file else { return Ok(folder) };
-                let path = folder.join(DATA).join(check_path(file)?);
                 // The file itself, not the link that a later write moves on: as with kubelet's `subPath`.
-                fs::canonicalize(path).map_err(|_| {
+                let data = folder.join(data(*version));
+                let path = check_path(file)?;
+                is_inside(&data, path).map_err(|_| {
                     failure(FailureKind::NotFound, format!("volume {name:?} has no file {file:?}"))
-                })
+                })?;
+                Ok(data.join(path))
             }
             MountSource::Empty { volume, size_bytes, group, .. } => {
                 self.path_of_empty(volume, Volume::Empty, |folder| make_empty(folder, *size_bytes, *group))
@@ -121,8 +124,15 @@ impl Volumes {
 }
 
 /// A container's mounts from the top down: what the host names last must not hide what it names first. Nothing can be
-/// inside a disk of the host's, whose links could lead it elsewhere.
+/// inside a disk of the host's, whose links could lead it elsewhere; and nobody but the agent writes to a volume of files,
+/// which it finds its way in by links.
 pub(super) fn in_order(mounts: &[Mount]) -> Result<Vec<&Mount>, Failure> {
+    let is_writable_files =
+        |mount: &&Mount| matches!(mount.source, MountSource::Files { .. }) && !mount.read_only;
+    if let Some(mount) = mounts.iter().find(is_writable_files) {
+        let message = format!("the files at {:?} would not be read-only", mount.destination);
+        return Err(failure(FailureKind::Invalid, message).hint("a container writes to an empty volume"));
+    }
     let mut mounts: Vec<_> = mounts.iter().collect();
     mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
     let of_disk = |mount: &&&Mount| matches!(mount.source, MountSource::Disk { .. });
@@ -188,24 +198,36 @@ fn parse_file(file: &VolumeFile) -> Result<ParsedFile<'_>, Failure> {
 }
 
 /// Writes a new set of files beside the old one, moves `..data` over to it, and removes the old one.
-fn replace(folder: &Path, version: &str, files: &[ParsedFile<'_>], group: Option<u32>) -> io::Result<()> {
+fn replace(folder: &Path, version: u64, files: &[ParsedFile<'_>], group: Option<u32>) -> io::Result<()> {
     make_folder(folder, group)?;
-    let next = folder.join(version);
+    let next = folder.join(data(version));
     // Left over from a write that failed half way.
     not_found_is_fine(fs::remove_dir_all(&next))?;
     make_folder(&next, group)?;
     for file in files {
         write_file(&next, file, group)?;
     }
-    let old = fs::read_link(folder.join(DATA)).ok();
     not_found_is_fine(fs::remove_file(folder.join(NEXT)))?;
-    symlink(version, folder.join(NEXT))?;
+    symlink(data(version), folder.join(NEXT))?;
     fs::rename(folder.join(NEXT), folder.join(DATA))?;
     link_names(folder, &next)?;
-    match old {
-        Some(old) if old != Path::new(version) => fs::remove_dir_all(folder.join(old)),
-        _ => Ok(()),
+    match version.checked_sub(1) {
+        Some(old) => fs::remove_dir_all(folder.join(data(old))),
+        None => Ok(()),
     }
+}
+
+/// The name of the folder with a version's files.
+fn data(version: u64) -> String {
+    format!("..{version}")
+}
+
+/// Whether there is such a file, without a link on the way to it.
+fn is_inside(folder: &Path, path: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags | OFlags::DIRECTORY, Mode::empty())?;
+    openat2(&folder, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+    Ok(())
 }
 
 fn write_file(folder: &Path, file: &ParsedFile<'_>, group: Option<u32>) -> io::Result<()> {
@@ -307,11 +329,14 @@ mod tests {
             sub_path: None,
         };
         let mount =
-            |destination: &str, source| Mount { destination: destination.into(), read_only: false, source };
+            |destination: &str, source| Mount { destination: destination.into(), read_only: true, source };
         let places = |mounts: &[Mount]| {
             in_order(mounts)
                 .map(|mounts| mounts.iter().map(|mount| mount.destination.clone()).collect::<Vec<_>>())
         };
+        let writable = Mount { read_only: false, ..mount("/a", files(None)) };
+        let refused = in_order(&[writable]).unwrap_err();
+        assert!(refused.message.contains("read-only"), "{refused:?}");
         let given = [mount("/a/b/c", files(None)), mount("/a/", files(None)), mount("/ab", disk())];
         assert_eq!(places(&given).unwrap(), ["/a/", "/ab", "/a/b/c"]);
         for inside in ["/a/b", "/a/b/c", "/a//b"] {
@@ -365,9 +390,33 @@ mod tests {
         let (_folder, volumes) = volumes();
         write(&volumes, vec![file("b/c", "2")]).unwrap();
         let path = volumes.path(&files(Some("b/c"))).unwrap();
-        assert_eq!(fs::read_to_string(path).unwrap(), "2");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "2");
         assert_eq!(volumes.path(&files(Some("other"))).unwrap_err().kind, FailureKind::NotFound);
         assert_eq!(volumes.path(&files(Some("../config/b/c"))).unwrap_err().kind, FailureKind::Invalid);
+        // A later write makes another file, and the first is gone with its version.
+        write(&volumes, vec![file("b/c", "3")]).unwrap();
+        let next = volumes.path(&files(Some("b/c"))).unwrap();
+        assert_eq!(fs::read_to_string(next).unwrap(), "3");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn no_link_leads_out_of_a_volume() {
+        let (folder, volumes) = volumes();
+        write(&volumes, vec![file("a", "1")]).unwrap();
+        let inside = volumes.path(&files(None)).unwrap();
+        let outside = folder.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "2").unwrap();
+        symlink(&outside, inside.join("..0/out")).unwrap();
+        for file in ["out", "out/kept"] {
+            assert_eq!(volumes.path(&files(Some(file))).unwrap_err().kind, FailureKind::NotFound, "{file}");
+        }
+        fs::remove_file(inside.join(DATA)).unwrap();
+        symlink(&outside, inside.join(DATA)).unwrap();
+        write(&volumes, vec![file("a", "3")]).unwrap();
+        assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "2");
+        assert_eq!(fs::read_to_string(inside.join("a")).unwrap(), "3");
     }
 
     #[test]
