@@ -1,7 +1,7 @@
 //! What `sealpod node install` writes, used by a stock containerd: the snapshotter as its unit starts it, and the shim by
 //! the path that containerd was told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
@@ -27,6 +27,7 @@ async fn containerd_starts_the_shim_that_was_installed() {
         systemd: at("no-systemd"),
         selinux: at("no-selinux"),
         containerd: at("etc/containerd.toml"),
+        containerd_root: None,
         crio: at("etc/crio"),
         data: at("data"),
         runtime: at("run"),
@@ -75,6 +76,9 @@ async fn containerd_starts_the_shim_that_was_installed() {
     while !is_known(channel.clone()).await {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    let images = image_mountpoint(channel.clone()).await;
+    assert_eq!(images.parent(), Some(at("root").as_path()));
+    assert_eq!(images.canonicalize().unwrap(), places.snapshots().canonicalize().unwrap());
     let refusal = run_pod(channel).await;
     assert!(refusal.contains("hostNetwork"), "expected the shim's own refusal, got {refusal}");
 
@@ -85,6 +89,7 @@ async fn containerd_starts_the_shim_that_was_installed() {
     for gone in ["opt", "etc/sealpod", "etc/systemd", "data"] {
         assert!(!at(gone).exists(), "{gone}");
     }
+    assert!(!images.is_symlink());
 }
 
 /// A containerd of its own.
@@ -135,6 +140,14 @@ async fn is_known(channel: Channel) -> bool {
     let request = cri::ImageStatusRequest { image: Some(image), verbose: false };
     let status = ImageServiceClient::new(channel).image_status(request).await;
     status.is_ok_and(|status| status.into_inner().image.is_some())
+}
+
+/// Where CRI says that images are.
+async fn image_mountpoint(channel: Channel) -> PathBuf {
+    let mut client = ImageServiceClient::new(channel);
+    let answer = client.image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
+    let [images] = answer.image_filesystems.as_slice() else { panic!("expected one, got {answer:?}") };
+    PathBuf::from(&images.fs_id.as_ref().unwrap().mountpoint)
 }
 
 /// Asks for a pod that the shim refuses before it would start a VM; gives the refusal.

@@ -59,6 +59,8 @@ struct Runtime {
     version: Version,
     changes: Changes,
     socket: String,
+    /// Its folder of what lasts.
+    root: PathBuf,
     was_active: bool,
 }
 
@@ -92,6 +94,7 @@ impl Installation {
         };
         planned.plan_configuration(options)?;
         planned.plan_unit()?;
+        planned.plan_image_mountpoint()?;
         if crio::is_there(places) {
             planned.crio = Some(Step::text(places, crio::path(places), crio::text(places))?);
         }
@@ -134,6 +137,27 @@ impl Installation {
         for target in unit::WANTED_BY {
             let link = places.units.join(format!("{target}.wants")).join(unit::NAME);
             self.steps.push(Step::new(places, link, Contents::Link(path.clone()), 0)?);
+        }
+        Ok(())
+    }
+
+    /// kubelet looks at the file system of the folder that CRI names for images, and fails where there is none.
+    fn plan_image_mountpoint(&mut self) -> Result<(), Error> {
+        let Some(runtime) = &self.containerd else { return Ok(()) };
+        let path = containerd::image_mountpoint(&runtime.root);
+        let snapshots = self.places.snapshots();
+        let on_disk = self.places.on_disk(&path);
+        let may_be_ours = on_disk.is_symlink() || !on_disk.exists();
+        let link = || Step::new(&self.places, path.clone(), Contents::Link(snapshots.clone()), 0);
+        let step = may_be_ours.then(link).transpose()?;
+        match step.filter(|step| !step.is_of_others(&self.record)) {
+            Some(step) => self.steps.push(step),
+            None => self.notes.push(format!(
+                "{} is there, and is no link to {}: it stays as it is, and kubelet takes its file system for that of \
+                 our images",
+                path.display(),
+                snapshots.display()
+            )),
         }
         Ok(())
     }
@@ -301,7 +325,8 @@ fn plan_containerd(
         );
     }
     let was_active = services.is_some_and(|services| services.is_active(Service::Containerd));
-    Ok(Some(Runtime { version, changes, socket: containerd::socket(dump.as_ref()), was_active }))
+    let root = places.containerd_root.clone().unwrap_or_else(|| changes.root(dump.as_ref()));
+    Ok(Some(Runtime { version, changes, socket: containerd::socket(dump.as_ref()), root, was_active }))
 }
 
 fn programs(options: &Options) -> Result<Vec<Step>, Error> {

@@ -19,6 +19,8 @@ pub struct Places {
     pub selinux: PathBuf,
     /// containerd's main configuration file.
     pub containerd: PathBuf,
+    /// containerd's folder of what lasts; none for the one that its configuration names.
+    pub containerd_root: Option<PathBuf>,
     /// CRI-O's configuration folder.
     pub crio: PathBuf,
     /// Where snapshots and the emulated TPMs' authority live.
@@ -39,6 +41,7 @@ impl Default for Places {
             systemd: "/run/systemd/system".into(),
             selinux: "/sys/fs/selinux/enforce".into(),
             containerd: "/etc/containerd/config.toml".into(),
+            containerd_root: None,
             crio: "/etc/crio".into(),
             data: "/var/lib/sealpod".into(),
             runtime: "/run/sealpod".into(),

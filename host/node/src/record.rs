@@ -1,6 +1,7 @@
 //! What was done to the node, so that it can be undone exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,11 @@ impl Record {
     pub(crate) fn is_ours(&self, places: &Places, path: &Path) -> Result<bool, Error> {
         let Some(written) = self.files.get(path) else { return Ok(false) };
         let path = places.on_disk(path);
-        let digest = files::digest(&path).map_err(Error::file("cannot read", path))?;
-        Ok(digest.as_ref() == Some(written))
+        match files::digest(&path) {
+            Ok(digest) => Ok(digest.as_ref() == Some(written)),
+            // Folders that we write have nothing but files in them.
+            Err(error) if error.kind() == ErrorKind::InvalidData => Ok(false),
+            Err(error) => Err(Error::file("cannot read", path)(error)),
+        }
     }
 }

@@ -57,11 +57,13 @@ impl Removal {
         let drop_in = changes.drop_in.as_ref().map(|file| file.path.clone());
         let mut files = Vec::new();
         let mut kept = Vec::new();
-        let stay = mount.as_ref().map(|_| with_snapshotter(places)).unwrap_or_default();
+        let stay = mount.as_ref().map(|_| with_snapshotter(places, &record)).unwrap_or_default();
         let is_here = |path: &&PathBuf| Some(*path) != drop_in.as_ref() && !stay.contains(path);
         for path in record.files.keys().filter(is_here) {
-            let is_configuration = path.starts_with(&places.configuration);
-            if is_configuration && !record.is_ours(places, path)? && places.on_disk(path).exists() && !purge {
+            let may_be_of_others =
+                containerd::is_image_mountpoint(path) || (is_configuration(places, path) && !purge);
+            let is_there = places.on_disk(path).symlink_metadata().is_ok();
+            if may_be_of_others && is_there && !record.is_ours(places, path)? {
                 kept.push(path.clone());
             } else {
                 files.push(path.clone());
@@ -107,10 +109,8 @@ impl Removal {
             ));
         }
         for path in &self.kept {
-            notes.push(format!(
-                "{} is not as it was installed: it stays (--purge removes it)",
-                path.display()
-            ));
+            let purge = if is_configuration(&self.places, path) { " (--purge removes it)" } else { "" };
+            notes.push(format!("{} is not as it was installed: it stays{purge}", path.display()));
         }
         for edit in &self.changes.edits {
             for key in &edit.kept {
@@ -237,13 +237,19 @@ fn remove(places: &Places, path: &Path) -> Result<(), Error> {
     files::remove(&on_disk).map_err(Error::file("cannot remove", on_disk))
 }
 
+/// Whether a file is one that the administrator may change.
+fn is_configuration(places: &Places, path: &Path) -> bool {
+    path.starts_with(&places.configuration)
+}
+
 /// What the snapshotter needs to stay, and what takes it away at last.
-fn with_snapshotter(places: &Places) -> Vec<PathBuf> {
+fn with_snapshotter(places: &Places, record: &Record) -> Vec<PathBuf> {
     let unit = places.units.join(unit::NAME);
     let links = unit::WANTED_BY.map(|target| places.units.join(format!("{target}.wants")).join(unit::NAME));
     let programs = [crate::TOOL, crate::SNAPSHOTTER].map(|name| places.bin().join(name));
     let others = [unit, places.snapshotter_configuration()];
-    others.into_iter().chain(links).chain(programs).collect()
+    let mountpoints = record.files.keys().filter(|path| containerd::is_image_mountpoint(path)).cloned();
+    others.into_iter().chain(links).chain(programs).chain(mountpoints).collect()
 }
 
 /// Refuses while pods in VMs run. Gives a mount from a snapshot where it is of another runtime's container, for which

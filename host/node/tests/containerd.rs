@@ -28,6 +28,10 @@ fn a_running_containerd_learns_of_us_and_forgets_us() {
         unit["sealpod-snapshotter.service"].contains("--containerd-address @/containerd/containerd.sock")
     );
 
+    // Below the root that the configuration names.
+    let mountpoint = node.0.image_mountpoint("containerd/root");
+    assert_eq!(std::fs::read_link(&mountpoint).unwrap(), node.0.path("lib/sealpod/snapshots"));
+
     assert!(node.0.plan().unwrap().is_done());
     node.0.install().unwrap();
     assert_eq!(node.restarts(), [""; 0], "nothing changed");
@@ -42,7 +46,11 @@ fn a_running_containerd_learns_of_us_and_forgets_us() {
     assert!(part("containerd").ok && part("containerd.service").ok, "{status:?}");
     assert!(!part("the snapshotter").ok, "there is only a script that stands for it");
 
-    node.0.uninstall().unwrap();
+    let said = node.0.uninstall().unwrap();
+    let forgotten = said.iter().position(|line| line == "restarting containerd.service");
+    let removed = said.iter().position(|line| *line == format!("removing {}", mountpoint.display()));
+    assert!(forgotten.unwrap() < removed.unwrap(), "{said:#?}");
+    assert!(!mountpoint.is_symlink());
     assert_eq!(node.restarts(), ["restart containerd.service", "stop sealpod-snapshotter.service"]);
     assert_eq!(node.0.files("etc/containerd")["config.toml"], CONFIGURATION);
     assert!(!node.plugins().contains(" sealpod "));
@@ -178,6 +186,7 @@ fn the_snapshotter_stays_as_long_as_containers_of_others_use_it() {
     assert!(node.plugins().contains(" sealpod "));
     assert!(!node.0.options.places.shim().exists());
     assert!(node.0.path("opt/sealpod/bin/sealpod-snapshotter").exists());
+    assert!(node.0.image_mountpoint("containerd/root").is_symlink());
     assert!(node.0.path("etc/systemd/system/containerd.service.wants/sealpod-snapshotter.service").exists());
 
     drop(mounted);
@@ -186,6 +195,7 @@ fn the_snapshotter_stays_as_long_as_containers_of_others_use_it() {
     assert_eq!(node.restarts(), ["restart containerd.service", "stop sealpod-snapshotter.service"]);
     assert_eq!(node.0.files("etc/containerd")["config.toml"], CONFIGURATION);
     assert!(!node.0.path("opt").exists() && !node.0.path("lib/sealpod").exists());
+    assert!(!node.0.image_mountpoint("containerd/root").is_symlink());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use sealpod_node::{Error, Places, Removal, Status};
 use support::Node;
@@ -28,6 +29,8 @@ fn everything_is_placed_and_taken_away_again() {
         std::fs::read_link(wanted).unwrap(),
         node.path("etc/systemd/system/sealpod-snapshotter.service")
     );
+    let mountpoint = node.image_mountpoint("lib/containerd");
+    assert_eq!(std::fs::read_link(&mountpoint).unwrap(), node.path("lib/sealpod/snapshots"));
     let crio: toml::Table = node.read("etc/crio/crio.conf.d/60-sealpod.conf").parse().unwrap();
     let runtime = &crio["crio"]["runtime"]["runtimes"]["sealpod"];
     assert_eq!(runtime["runtime_type"].as_str(), Some("vm"));
@@ -43,6 +46,8 @@ fn everything_is_placed_and_taken_away_again() {
     let knows = status.parts.iter().find(|part| part.name == "containerd's configuration").unwrap();
     assert!(knows.ok, "{knows:?}");
     assert!(status.parts.iter().any(|part| part.detail == "containerd-shim-sealpod-v2 0.1.0"));
+    let is_link = |name: &str| name == mountpoint.display().to_string();
+    assert!(status.parts.iter().any(|part| is_link(&part.name) && part.ok), "{status:?}");
 
     node.uninstall().unwrap();
     assert_eq!(node.files(""), before);
@@ -50,6 +55,7 @@ fn everything_is_placed_and_taken_away_again() {
         !node.path("opt").exists()
             && !node.path("etc/sealpod").exists()
             && !node.path("etc/containerd").exists()
+            && !node.path("lib").exists()
     );
     assert!(matches!(node.uninstall(), Err(Error::NotInstalled(_))));
     assert!(!Status::of(&node.options.places).unwrap().is_well());
@@ -64,11 +70,62 @@ fn a_dry_run_shows_the_changes_and_makes_none() {
     assert_eq!(node.files(""), before);
     assert!(lines.contains("    +snapshotter = \"sealpod\""), "{lines}");
     assert!(lines.contains("     # mine"), "{lines}");
+    let mountpoint = node.image_mountpoint("lib/containerd");
+    let link =
+        format!("write    {}  ->  {}", mountpoint.display(), node.path("lib/sealpod/snapshots").display());
+    assert!(lines.contains(&link) && !mountpoint.is_symlink(), "{lines}");
     node.install().unwrap();
     let installed = node.files("");
     let lines = Removal::plan(&node.options.places, false, false, true).unwrap().lines().join("\n");
     assert_eq!(node.files(""), installed);
     assert!(lines.contains("    -snapshotter = \"sealpod\""), "{lines}");
+    assert!(lines.contains(&format!("remove   {}", mountpoint.display())), "{lines}");
+}
+
+#[test]
+fn what_others_put_in_place_of_the_mountpoint_of_images_stays() {
+    let make_folder = |path: &Path| {
+        std::fs::create_dir_all(path.join("metadata")).unwrap();
+        std::fs::write(path.join("metadata/theirs"), "").unwrap();
+    };
+    let make_link = |path: &Path| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/nowhere", path).unwrap();
+    };
+    let makers: [&dyn Fn(&Path); 2] = [&make_folder, &make_link];
+    for make in makers {
+        let node = Node::new();
+        let mountpoint = node.image_mountpoint("lib/containerd");
+        let is_theirs = || {
+            let target = std::fs::read_link(&mountpoint);
+            mountpoint.join("metadata/theirs").exists()
+                || target.is_ok_and(|target| target == Path::new("/nowhere"))
+        };
+        let note = format!("{} is there, and is no link to ", mountpoint.display());
+        let place = mountpoint.display().to_string();
+        let purge = || Removal::plan(&node.options.places, false, true, true).unwrap();
+
+        // It was there before.
+        make(&mountpoint);
+        assert!(node.install().unwrap().join("\n").contains(&note) && is_theirs());
+        assert!(node.plan().unwrap().is_done());
+        assert!(Status::of(&node.options.places).unwrap().parts.iter().all(|part| part.name != place));
+        purge().carry_out(&mut |_| {}).unwrap();
+        assert!(is_theirs() && !node.path("opt").exists());
+
+        // It took the place of ours.
+        std::fs::rename(&mountpoint, node.path("theirs")).unwrap();
+        node.install().unwrap();
+        std::fs::remove_file(&mountpoint).unwrap();
+        std::fs::rename(node.path("theirs"), &mountpoint).unwrap();
+        let status = Status::of(&node.options.places).unwrap();
+        assert!(status.parts.iter().any(|part| part.name == place && !part.ok), "{status:?}");
+        assert!(node.install().unwrap().join("\n").contains(&note) && is_theirs());
+        let kept = format!("{place} is not as it was installed: it stays");
+        assert!(purge().lines().iter().any(|line| line.ends_with(&kept)), "{:?}", purge().lines());
+        purge().carry_out(&mut |_| {}).unwrap();
+        assert!(is_theirs() && !node.path("opt").exists());
+    }
 }
 
 #[test]
@@ -92,7 +149,7 @@ fn what_the_administrator_changed_is_not_overwritten_and_stays() {
 
 #[test]
 fn an_upgrade_replaces_what_is_new_and_keeps_the_way_back() {
-    let node = Node::new();
+    let mut node = Node::new();
     node.write("etc/containerd/config.toml", "version = 2 # mine\n");
     node.install().unwrap();
     node.program("from/sealpod-snapshotter", "#!/bin/sh\necho sealpod-snapshotter 0.2.0\n");
@@ -103,6 +160,16 @@ fn an_upgrade_replaces_what_is_new_and_keeps_the_way_back() {
     assert_eq!(changes.len(), 2, "{changes:#?}");
     plan.carry_out(&mut |_| {}).unwrap();
     assert_eq!(node.read("opt/sealpod/guest/initrd"), "newer");
+
+    // An earlier release made no link, and one for other data leads elsewhere.
+    let mountpoint = node.image_mountpoint("lib/containerd");
+    assert!(mountpoint.is_symlink());
+    std::fs::remove_file(&mountpoint).unwrap();
+    node.install().unwrap();
+    assert!(mountpoint.is_symlink());
+    node.options.places.data = node.path("lib/other");
+    node.install().unwrap();
+    assert_eq!(std::fs::read_link(&mountpoint).unwrap(), node.path("lib/other/snapshots"));
     node.uninstall().unwrap();
     assert_eq!(node.read("etc/containerd/config.toml"), "version = 2 # mine\n");
 }
@@ -229,7 +296,7 @@ fn an_image_gets_paths_as_its_own_programs_will_see_them() {
     node.options.places = Places { root: Some(node.path("image")), ..Places::default() };
     node.options.containerd_version = Some("2.1".into());
     node.options.images.clear();
-    node.write("image/etc/containerd/config.toml", "version = 3\n");
+    node.write("image/etc/containerd/config.toml", "version = 3\nroot = \"/data/containerd\"\n");
     let before = node.files("image");
     let said = node.install().unwrap().join("\n");
     assert!(said.contains("an image: no service is touched"), "{said}");
@@ -244,11 +311,13 @@ fn an_image_gets_paths_as_its_own_programs_will_see_them() {
         std::fs::read_link(link).unwrap().to_str(),
         Some("/etc/systemd/system/sealpod-snapshotter.service")
     );
+    let mountpoint = node.image_mountpoint("image/data/containerd");
+    assert_eq!(std::fs::read_link(&mountpoint).unwrap().to_str(), Some("/var/lib/sealpod/snapshots"));
     let record = node.read("image/opt/sealpod/installation.json");
     assert!(!record.contains("image/"), "{record}");
     node.uninstall().unwrap();
     assert_eq!(node.files("image"), before);
-    assert!(!node.path("image/opt").exists());
+    assert!(!node.path("image/opt").exists() && !node.path("image/data").exists());
 }
 
 #[test]
@@ -274,12 +343,15 @@ fn the_containerd_of_an_image_checks_its_own_configuration() {
     let edited = node.read("image/etc/containerd/cri.toml");
     assert!(edited.contains("\"/opt/sealpod/bin/containerd-shim-sealpod-v2\""), "{edited}");
     assert!(node.read("image/etc/containerd/config.toml").contains("cri.toml"));
+    let mountpoint = node.image_mountpoint("image/var/lib/containerd");
+    assert_eq!(std::fs::read_link(&mountpoint).unwrap().to_str(), Some("/var/lib/sealpod/snapshots"));
     assert_eq!(Status::of(&node.options.places).unwrap().containerd.as_deref(), Some("1.6"));
     node.write("image/etc/containerd/cri.toml", &edited.replace("version = 2", "version = "));
     assert!(matches!(node.install(), Err(Error::Refused { which: "its present configuration", .. })));
     node.write("image/etc/containerd/cri.toml", &edited);
     node.uninstall().unwrap();
     assert_eq!(node.files("image/etc"), before);
+    assert!(!mountpoint.is_symlink());
 }
 
 #[test]

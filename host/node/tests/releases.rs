@@ -120,7 +120,11 @@ fn each_release_runs_with_us_and_without_us_again() {
         assert!(status.containerd.as_deref().unwrap().starts_with(name), "{status:?}");
         let part = status.parts.iter().find(|part| part.name == "containerd's configuration").unwrap();
         assert!(part.ok, "{name}: {part:?}");
+        // Below the root that the configuration names.
+        let mountpoint = node.0.image_mountpoint("containerd/root");
+        assert_eq!(std::fs::read_link(&mountpoint).unwrap(), node.0.path("lib/sealpod/snapshots"), "{name}");
         node.0.uninstall().unwrap();
+        assert!(!mountpoint.is_symlink(), "{name}");
         assert!(!node.plugins().contains(" sealpod "), "{name}");
         assert_eq!(node.0.files("etc/containerd")["config.toml"], configuration);
     }

@@ -27,6 +27,8 @@ const DROP_IN: &str = "sealpod.toml";
 const DROP_IN_FOLDER: &str = "conf.d";
 /// Ends the name under which a file is kept as it was before. No import takes it for a configuration.
 const BACKUP: &str = ".before-sealpod";
+/// Where containerd keeps what lasts, if nothing else is said.
+const ROOT: &str = "/var/lib/containerd";
 
 /// A change to a file of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,6 +183,14 @@ impl Changes {
         self.files().next().is_none()
     }
 
+    /// containerd's folder of what lasts: as it says itself, or as its files do where it cannot be asked.
+    pub(crate) fn root(&self, dump: Option<&toml::Table>) -> PathBuf {
+        let asked = dump.and_then(|dump| dump.get("root")?.as_str());
+        let root = asked.or_else(|| self.sources.root()).filter(|root| !root.is_empty());
+        // Services start in `/`.
+        Path::new("/").join(root.unwrap_or(ROOT))
+    }
+
     /// Has containerd itself read the files to come.
     ///
     /// # Errors
@@ -211,6 +221,21 @@ pub(crate) fn socket(dump: Option<&toml::Table>) -> String {
     let server = ["plugins", "io.containerd.server.v1.grpc", "address"];
     let address = dump.and_then(|dump| lookup(dump, &["grpc", "address"]).or_else(|| lookup(dump, &server)));
     address.and_then(toml::Value::as_str).unwrap_or("/run/containerd/containerd.sock").to_owned()
+}
+
+/// The folder that CRI names as the mountpoint of our images. containerd forms it from its root and the snapshotter's
+/// name, and makes none for a snapshotter that is a proxy.
+pub(crate) fn image_mountpoint(root: &Path) -> PathBuf {
+    root.join(image_mountpoint_name())
+}
+
+/// Whether a path is such a folder, below whichever root.
+pub(crate) fn is_image_mountpoint(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == image_mountpoint_name().as_str())
+}
+
+fn image_mountpoint_name() -> String {
+    format!("io.containerd.snapshotter.v1.{NAME}")
 }
 
 /// Where CNI's programs and configurations are looked for.

@@ -49,6 +49,12 @@ impl Sources {
         })
     }
 
+    /// containerd's folder of what lasts, if a file names one. The last one counts.
+    pub(crate) fn root(&self) -> Option<&str> {
+        let sources = self.imported.iter().rev().chain([&self.main]);
+        sources.filter_map(|source| source.document.get("root")?.as_str()).find(|root| !root.is_empty())
+    }
+
     /// Another main file, with what it imports: `instead` has pairs of files and what to read in their place.
     pub(crate) fn main_importing(
         &self,
@@ -186,6 +192,21 @@ mod tests {
             ["conf.d/a.toml", "conf.d/b.toml", "one.toml"].map(|name| folder.path().join(name))
         );
         assert_eq!(sources.drop_in_folder(), Some(folder.path().join("conf.d")));
+    }
+
+    #[test]
+    fn the_last_file_that_names_a_root_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = |main: &str, imported: &str| {
+            let main = format!("version = 2\nimports = [\"one.toml\"]\n{main}");
+            std::fs::write(folder.path().join("config.toml"), main).unwrap();
+            std::fs::write(folder.path().join("one.toml"), imported).unwrap();
+            Sources::read(&places(folder.path())).unwrap().root().map(str::to_owned)
+        };
+        assert_eq!(root("", ""), None);
+        assert_eq!(root("root = \"/main\"\n", "").as_deref(), Some("/main"));
+        assert_eq!(root("root = \"/main\"\n", "root = \"/other\"\n").as_deref(), Some("/other"));
+        assert_eq!(root("root = \"/main\"\n", "root = \"\"\n").as_deref(), Some("/main"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl Node {
             systemd: at("run/systemd/system"),
             selinux: at("selinux/enforce"),
             containerd: at("etc/containerd/config.toml"),
+            containerd_root: Some(at("lib/containerd")),
             crio: at("etc/crio"),
             data: at("lib/sealpod"),
             runtime: at("run/sealpod"),
@@ -67,6 +68,11 @@ impl Node {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The link at the folder that CRI names for our images, below a root of containerd's.
+    pub(crate) fn image_mountpoint(&self, root: &str) -> PathBuf {
+        self.path(root).join("io.containerd.snapshotter.v1.sealpod")
     }
 
     /// Writes a file; `@` in it becomes the node's folder.

@@ -72,6 +72,8 @@ impl Running {
 
     fn with(mut node: Node, configuration: &str, systemctl: &str) -> Self {
         node.write("etc/containerd/config.toml", configuration);
+        // The configuration names one.
+        node.options.places.containerd_root = None;
         node.write("run/systemd/system/here", "");
         node.program("bin/systemctl", systemctl);
         node.options.places.programs.push(node.path("bin/systemctl"));
