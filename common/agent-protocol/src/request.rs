@@ -399,7 +399,7 @@ pub struct StatisticsOf {
     pub container: Option<String>,
 }
 
-/// A container's limits (cgroup v2).
+/// A container's limits (cgroup v2), and what becomes of it where there is too little.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
@@ -416,6 +416,10 @@ pub struct Resources {
     /// `memory.oom.group`: whether all processes are killed where one would be for want of memory.
     #[serde(default)]
     pub kill_together: Option<bool>,
+    /// -1000 to 1000: whose process is killed first where the guest has no memory left (proc(5), `oom_score_adj`). That of
+    /// a container which runs does not change.
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Names a container.

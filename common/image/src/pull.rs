@@ -3,7 +3,8 @@
 //! The order is the point. The policy is asked on the reference that the user gave and the manifest that came for it,
 //! before anything else is fetched and before any layer that is already here is used. Each layer goes in one pass from
 //! the registry's socket through digest, decryption, decompression and diff id into a folder that nobody sees until
-//! all of them were right, in all layers of the image.
+//! all of them were right, in all layers of the image. Nor does anybody learn how unpacking went before the bytes of all
+//! layers have proved authentic: until then it says what somebody made of a ciphertext that he cannot read.
 
 mod error;
 mod layer;
@@ -238,24 +239,27 @@ enum Place<Other> {
     Other(Other),
 }
 
-/// Makes the layers of an image visible, now that all of them are right, and gives those that it is made of.
+/// Makes the layers of an image visible if all of them are right, now that the bytes of all are authentic, and gives
+/// those that the image is made of.
 fn complete(places: Vec<Place<Fetched>>) -> Result<Vec<PathBuf>, PullError> {
     let mut below = Vec::new();
-    for place in &places {
-        let path = match place {
-            Place::Stored(path) => path.as_path(),
+    let mut settled = Vec::new();
+    for place in places {
+        let (path, place) = match place {
+            Place::Stored(path) => (path.clone(), Place::Stored(path)),
             Place::Other(fetched) => {
-                fetched.settle(&below)?;
-                fetched.path()
+                let layer = fetched.settle(&below)?;
+                (layer.path().to_owned(), Place::Other(layer))
             }
         };
-        below.push(path.to_owned());
+        below.push(path);
+        settled.push(place);
     }
     let mut layers = Vec::new();
-    for place in places {
+    for place in settled {
         let path = match place {
             Place::Stored(path) => path,
-            Place::Other(fetched) => fetched.commit()?,
+            Place::Other(layer) => layer.commit()?,
         };
         let hides_all = hides_all_below(&path)
             .map_err(|error| StoreError::Io { path: path.clone(), source: error.into() })?;

@@ -176,6 +176,21 @@ impl UnpackError {
         if broken_off { Self::BrokenOff } else { Self::Decompress(error) }
     }
 
+    /// The same kind of error with nothing of what the layer holds: who is told it need not be who may read the layer.
+    pub(crate) fn without_content(self) -> Self {
+        let withheld = || String::from("(withheld, as the layer is encrypted)");
+        match self {
+            Self::Decompress(source) => Self::Decompress(source.kind().into()),
+            Self::Malformed(_) => Self::Malformed(withheld()),
+            Self::Refused { .. } => {
+                Self::Refused { path: withheld(), reason: "which must not be in a layer".into() }
+            }
+            Self::Io { source, .. } => Self::Io { path: withheld(), source: source.kind().into() },
+            Self::TooLarge { limit, unit } => Self::TooLarge { limit, unit },
+            Self::BrokenOff => Self::BrokenOff,
+        }
+    }
+
     fn io(path: &[u8], source: impl Into<io::Error>) -> Self {
         Self::Io { path: String::from_utf8_lossy(path).into(), source: source.into() }
     }

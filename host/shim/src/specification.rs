@@ -227,7 +227,10 @@ pub(crate) fn container(
         hosts: mounts.hosts()?,
         mounts: mounts.typed()?,
         devices: devices.iter().map(|(device, _)| device.clone()).collect(),
-        resources: linux.resources().as_ref().map(resources::typed).transpose()?.unwrap_or_default(),
+        resources: Resources {
+            oom_score_adj: process.oom_score_adj(),
+            ..linux.resources().as_ref().map(resources::typed).transpose()?.unwrap_or_default()
+        },
     };
     let disks = devices.into_iter().map(|(_, disk)| Volume::Disk(disk));
     let volumes = mounts.volumes().into_iter().chain(disks).collect();

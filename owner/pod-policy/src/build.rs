@@ -85,6 +85,7 @@ pub fn build(manifest: &Manifest, pod: &Pod, options: &Options) -> std::result::
 impl Context<'_> {
     fn policy(&self, spec: &PodSpec) -> Result<PodPolicy> {
         refuse_what_is_the_hosts(spec)?;
+        security::refuse_other_groups(spec)?;
         let all = [(true, &spec.init_containers), (false, &spec.containers)];
         let mut containers = BTreeMap::new();
         let mut exec = BTreeSet::new();

@@ -61,6 +61,7 @@ pub(crate) struct PodSecurityContext {
     pub(crate) fs_group: Option<u32>,
     #[serde(default)]
     pub(crate) supplemental_groups: Vec<u32>,
+    pub(crate) supplemental_groups_policy: Option<String>,
     #[serde(default)]
     pub(crate) sysctls: Vec<Sysctl>,
     pub(crate) seccomp_profile: Option<Profile>,

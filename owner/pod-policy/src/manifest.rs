@@ -68,8 +68,8 @@ pub enum ObjectKind {
 pub(crate) enum Kind {
     Pod,
     StatefulSet,
-    /// Pods of a Job may have a number before the letters that the cluster makes up.
-    Job,
+    /// Each of its pods has a number, in its name and in a variable.
+    IndexedJob,
     Other,
 }
 
@@ -191,10 +191,11 @@ impl Manifest {
             ("apps/v1", "Deployment" | "DaemonSet" | "ReplicaSet") | ("v1", "ReplicationController") => {
                 (Kind::Other, &["spec", "template"])
             }
-            ("batch/v1", "Job") => (Kind::Job, &["spec", "template"]),
-            ("batch/v1" | "batch/v1beta1", "CronJob") => {
-                (Kind::Job, &["spec", "jobTemplate", "spec", "template"])
-            }
+            ("batch/v1", "Job") => (kind_of_job(object.at(&["spec"])), &["spec", "template"]),
+            ("batch/v1" | "batch/v1beta1", "CronJob") => (
+                kind_of_job(object.at(&["spec", "jobTemplate", "spec"])),
+                &["spec", "jobTemplate", "spec", "template"],
+            ),
             _ => return Ok(()),
         };
         let owner: Metadata = match object.get("metadata") {
@@ -278,6 +279,13 @@ impl ObjectKind {
             Self::ConfigMap => "ConfigMap",
             Self::Secret => "Secret",
         }
+    }
+}
+
+fn kind_of_job(spec: Option<&Node>) -> Kind {
+    match spec.and_then(|spec| spec.get("completionMode")).and_then(Node::text) {
+        Some("Indexed") => Kind::IndexedJob,
+        _ => Kind::Other,
     }
 }
 

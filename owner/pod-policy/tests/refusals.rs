@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 
 use sealpod_pod_policy::{Manifest, ObjectKind, Options, build};
 
+fn pod(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n")
+}
+
 fn refusal(spec: &str) -> String {
-    let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
-    let manifest = Manifest::read(&text).unwrap();
+    let manifest = Manifest::read(&pod(spec)).unwrap();
     match build(&manifest, &manifest.pods()[0], &Options::default()) {
         Ok(policy) => panic!("{spec} is allowed {policy:?}"),
         Err(refusal) => refusal.to_string(),
@@ -99,6 +102,45 @@ fn what_the_guest_cannot_have_is_refused() {
 }
 
 #[test]
+fn a_group_that_the_guest_cannot_be_told_is_refused() {
+    let spec = |of_pod: &str, own: &str| {
+        format!(
+            "{{securityContext: {{{of_pod}}}, containers: [{{name: a, image: i, securityContext: {{{own}}}}}]}}"
+        )
+    };
+    for (of_pod, own) in [
+        ("", "runAsGroup: 0"),
+        ("", "runAsUser: 7, runAsGroup: 0"),
+        ("runAsGroup: 0", ""),
+        ("runAsUser: 7, runAsGroup: 0", ""),
+        ("runAsUser: 7", "runAsGroup: 0"),
+        ("runAsGroup: 0", "runAsUser: 7"),
+        ("runAsUser: 0, runAsGroup: 0", "runAsUser: 7"),
+        ("runAsGroup: 8", "runAsGroup: 0"),
+    ] {
+        let refusal = refusal(&spec(of_pod, own));
+        let words = "containers.a.securityContext.runAsGroup: group 0 can be told for user 0 only";
+        assert!(refusal.contains(words) && refusal.contains("leave it out"), "{of_pod} {own}: {refusal}");
+    }
+    for policy in ["Strict", "Other"] {
+        let refusal = refusal(&spec(&format!("supplementalGroupsPolicy: {policy}"), ""));
+        let words = format!("Pod/p: securityContext.supplementalGroupsPolicy: {policy} cannot be had");
+        assert!(refusal.contains(&words) && refusal.contains("say Merge"), "{refusal}");
+    }
+    for (of_pod, own) in [
+        ("runAsUser: 0, runAsGroup: 0", ""),
+        ("runAsGroup: 0", "runAsUser: 0"),
+        ("", "runAsUser: 0, runAsGroup: 0"),
+        ("runAsUser: 7, runAsGroup: 0", "runAsGroup: 8"),
+        ("runAsUser: 7", ""),
+        ("supplementalGroupsPolicy: Merge", ""),
+    ] {
+        let manifest = Manifest::read(&pod(&spec(of_pod, own))).unwrap();
+        assert!(build(&manifest, &manifest.pods()[0], &Options::default()).is_ok(), "{of_pod} {own}");
+    }
+}
+
+#[test]
 fn what_only_the_cluster_knows_is_refused() {
     for (spec, words) in [
         (container("envFrom: [{configMapRef: {name: c}}]"), "ConfigMap \"c\" is not in the input"),
@@ -141,10 +183,7 @@ fn a_key_that_is_not_there_is_refused() {
 
 #[test]
 fn the_author_can_let_the_cluster_choose() {
-    let text = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {}\n",
-        container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]")
-    );
+    let text = pod(&container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]"));
     let manifest = Manifest::read(&text).unwrap();
     let any_content = BTreeSet::from([(ObjectKind::ConfigMap, "c".to_owned())]);
     let options = Options { any_content, ..Options::default() };

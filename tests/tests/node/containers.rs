@@ -266,18 +266,19 @@ pub(crate) async fn limits_hold_and_are_counted(world: &World) {
 pub(crate) async fn requests_and_processors_are_the_guests(world: &World) {
     let node = world.node().await;
     let pod = world.pod(&node).await;
-    let script = "cd /sys/fs/cgroup; cat cpu.weight cpuset.cpus memory.oom.group";
+    let script = "cd /sys/fs/cgroup; cat cpu.weight cpuset.cpus memory.oom.group /proc/self/oom_score_adj";
     let mut config = node.container_config("requests", &world.image(), script);
     config.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
         cpu_shares: 512,
         // Of the host's; the guest of this pod has one processor.
         cpuset_cpus: "1".into(),
         unified: map(&[("memory.oom.group", "1")]),
+        oom_score_adj: 500,
         ..Default::default()
     });
     let (_, lines) = node.run(&pod, config).await;
     let lines: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
-    assert_eq!(lines, ["20", "0", "1"]);
+    assert_eq!(lines, ["20", "0", "1", "500"]);
 }
 
 /// While the engine does not read, the container waits, and nobody keeps what it writes.

@@ -54,7 +54,7 @@ pub enum PullError {
         /// Why.
         source: LayerError,
     },
-    /// A layer does not unpack.
+    /// A layer does not unpack. Of an encrypted one, nothing is told of what it holds.
     #[error("the layer {layer}: {source}")]
     Unpack {
         /// The layer's digest.
@@ -97,4 +97,21 @@ impl PullError {
 fn list(platforms: &[Platform]) -> String {
     let platforms: Vec<String> = platforms.iter().map(ToString::to_string).collect();
     if platforms.is_empty() { "no platform that it names".into() } else { platforms.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_known_as_one_where_the_content_is_withheld() {
+        for (kind, exhausted) in [(ErrorKind::StorageFull, true), (ErrorKind::NotADirectory, false)] {
+            let source = UnpackError::Io { path: "secret".into(), source: kind.into() }.without_content();
+            let error = PullError::Unpack { layer: Digest::of(b""), source };
+            assert_eq!(error.is_exhausted(), exhausted, "{error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
 }

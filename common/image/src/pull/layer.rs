@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::manifest::{Descriptor, LayerKind};
 use crate::reference::Reference;
 use crate::store::Staged;
-use crate::unpack::{BrokenOff, Budget, Implied, inherit, unpack};
+use crate::unpack::{BrokenOff, Budget, UnpackError, Unpacked, inherit, unpack};
 
 /// Chunks between the socket and the file system: what a layer holds in memory at a time.
 const CHUNKS_AHEAD: usize = 8;
@@ -26,17 +26,26 @@ pub(super) struct Wanted<'a> {
     pub(super) exclusive: OwnedMutexGuard<()>,
 }
 
-/// A layer that was fetched and is what it must be. Nobody sees it yet, and it goes away unless it is committed.
+/// A layer whose bytes are authentic. What they unpacked to is looked at when those of all layers are.
 pub(super) struct Fetched {
     layer: Digest,
+    encrypted: bool,
+    diff_id: Digest,
+    chain_id: Digest,
+    unpacked: Result<(Unpacked, Staged), UnpackError>,
+    exclusive: OwnedMutexGuard<()>,
+}
+
+/// A layer that is what it must be. Nobody sees it yet, and it goes away unless it is committed.
+pub(super) struct Settled {
     chain_id: Digest,
     staged: Staged,
-    implied: Implied,
     /// Held until the layer is where others find it.
     _exclusive: OwnedMutexGuard<()>,
 }
 
-/// Fetches a layer and verifies it.
+/// Fetches a layer, to its last byte however unpacking goes, and fails if the bytes are not authentic. What unpacking
+/// says is kept for [`Fetched::settle`]: told earlier, it would say what an altered ciphertext decrypts to.
 pub(super) async fn fetch(
     options: &PullOptions,
     reference: &Reference,
@@ -45,43 +54,46 @@ pub(super) async fn fetch(
 ) -> Result<Fetched, PullError> {
     let Wanted { descriptor, diff_id, chain_id, exclusive } = wanted;
     let layer = descriptor.digest;
-    let kind = LayerKind::of(&descriptor.media_type).ok_or(PullError::Internal)?;
-    let decryptor = if kind.encrypted { Some(decryptor(options, descriptor).await?) } else { None };
-
+    let LayerKind { compression, encrypted } =
+        LayerKind::of(&descriptor.media_type).ok_or(PullError::Internal)?;
+    // First, for later it may fail by what other layers, whose bytes are not yet authentic, have filled the disk with.
     let staged = options.store.stage()?;
+    let decryptor = if encrypted { Some(decryptor(options, descriptor).await?) } else { None };
+
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     // A thread that is still at work when this future is dropped gets `BrokenOff` and ends. The folder is its own as
     // long as it works, for what is still written to cannot be removed.
     let unpacking = tokio::task::spawn_blocking(move || {
-        unpack(Chunks::new(receiver), kind.compression, staged.path(), &budget)
-            .map(|unpacked| (unpacked, staged))
+        unpack(Chunks::new(receiver), compression, staged.path(), &budget).map(|unpacked| (unpacked, staged))
     });
     let sent = send(options, reference, descriptor, decryptor, sender).await;
-    let unpacked = unpacking.await.map_err(|_| PullError::Internal)?;
-    // What went wrong first is what is told: a broken transfer before the half archive that it leaves, but an archive
-    // that was given up before the transfer that nobody took any more.
-    let (unpacked, staged) = match (sent, unpacked) {
-        (Ok(()) | Err(Sending::NotTaken), Err(source)) => return Err(PullError::Unpack { layer, source }),
-        (Err(Sending::Failed(error)), _) => return Err(error),
-        (Err(Sending::NotTaken), Ok(_)) => return Err(PullError::Internal),
-        (Ok(()), Ok(unpacked)) => unpacked,
-    };
-    if unpacked.diff_id != diff_id {
-        return Err(PullError::DiffId { layer, expected: diff_id, actual: unpacked.diff_id });
-    }
-    Ok(Fetched { layer, chain_id, staged, implied: unpacked.implied, _exclusive: exclusive })
+    let unpacked = unpacking.await;
+    sent?;
+    let unpacked = unpacked.map_err(|_| PullError::Internal)?;
+    Ok(Fetched { layer, encrypted, diff_id, chain_id, unpacked, exclusive })
 }
 
 impl Fetched {
+    /// Puts the layer over those that will be below it, lowest first, if it unpacked to what it must be.
+    pub(super) fn settle(self, below: &[PathBuf]) -> Result<Settled, PullError> {
+        let Self { layer, encrypted, diff_id, chain_id, unpacked, exclusive } = self;
+        let failed = |source: UnpackError| {
+            let source = if encrypted { source.without_content() } else { source };
+            PullError::Unpack { layer, source }
+        };
+        let (unpacked, staged) = unpacked.map_err(failed)?;
+        if unpacked.diff_id != diff_id {
+            return Err(PullError::DiffId { layer, expected: diff_id, actual: unpacked.diff_id });
+        }
+        inherit(staged.path(), &unpacked.implied, below).map_err(failed)?;
+        Ok(Settled { chain_id, staged, _exclusive: exclusive })
+    }
+}
+
+impl Settled {
     /// Where the layer is now.
     pub(super) fn path(&self) -> &Path {
         self.staged.path()
-    }
-
-    /// Puts the layer over those that will be below it, lowest first.
-    pub(super) fn settle(&self, below: &[PathBuf]) -> Result<(), PullError> {
-        inherit(self.path(), &self.implied, below)
-            .map_err(|source| PullError::Unpack { layer: self.layer, source })
     }
 
     /// Makes the layer visible.
@@ -100,35 +112,29 @@ async fn decryptor(options: &PullOptions, descriptor: &Descriptor) -> Result<Dec
     Decryptor::new(&private, &public).map_err(|source| PullError::Decrypt { layer, source })
 }
 
-/// Why not all of a layer was handed on.
-enum Sending {
-    Failed(PullError),
-    /// Unpacking ended before.
-    NotTaken,
-}
-
 /// From the registry's socket through the decryptor to the unpacking thread. Ends well only if the blob's digest and,
-/// where it is encrypted, its authentication were right; the unpacking thread learns that by `Part::End` alone.
+/// where it is encrypted, its authentication were right; the unpacking thread learns that by `Part::End` alone. Where
+/// unpacking has failed nobody takes the parts any more, and the blob is read to its end all the same.
 async fn send(
     options: &PullOptions,
     reference: &Reference,
     descriptor: &Descriptor,
     mut decryptor: Option<Decryptor>,
     sender: mpsc::Sender<Part>,
-) -> Result<(), Sending> {
-    let failed = |error: PullError| Sending::Failed(error);
-    let decrypt = |source| Sending::Failed(PullError::Decrypt { layer: descriptor.digest, source });
-    let mut blob = options.client.blob(reference, descriptor).await.map_err(|error| failed(error.into()))?;
-    while let Some(mut chunk) = blob.chunk().await.map_err(|error| failed(error.into()))? {
+) -> Result<(), PullError> {
+    let decrypt = |source| PullError::Decrypt { layer: descriptor.digest, source };
+    let mut blob = options.client.blob(reference, descriptor).await?;
+    while let Some(mut chunk) = blob.chunk().await? {
         if let Some(decryptor) = &mut decryptor {
             decryptor.update(&mut chunk).map_err(decrypt)?;
         }
-        sender.send(Part::Bytes(chunk)).await.map_err(|_| Sending::NotTaken)?;
+        let _ = sender.send(Part::Bytes(chunk)).await;
     }
     if let Some(decryptor) = decryptor {
         decryptor.finish().map_err(decrypt)?;
     }
-    sender.send(Part::End).await.map_err(|_| Sending::NotTaken)
+    let _ = sender.send(Part::End).await;
+    Ok(())
 }
 
 /// What goes to the unpacking thread.

@@ -8,42 +8,18 @@ use rstest::rstest;
 use sealpod_image::author::{self, BuildOptions, Layout};
 use sealpod_image::pull::PullError;
 use sealpod_ocicrypt::annotations::is_encrypted;
-use sealpod_ocicrypt::jwe::{PrivateKey, PublicKey};
 use sealpod_ocicrypt::{KeyError, KeyResolver, Recipient, Secret, Unwrapper};
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::support::archive::{Archive, Member};
 use crate::support::image::{Image, Layer, TAR};
+use crate::support::keys::{key_pair, recipient, unwrapper};
 use crate::support::registry::Registry;
 use crate::support::served::Served;
 use crate::support::tree::{names, snapshot};
 use crate::support::{Guest, run};
 
 const KID: &str = "kbs:///default/key/1";
-
-/// A key pair in a folder, made by OpenSSL: `private.pem` and `public.pem`.
-fn key_pair(kind: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let (algorithm, option) = match kind {
-        "RSA" => ("RSA", "rsa_keygen_bits:2048".to_owned()),
-        curve => ("EC", format!("ec_paramgen_curve:{curve}")),
-    };
-    let arguments = ["genpkey", "-algorithm", algorithm, "-pkeyopt", &option, "-out", "private.pem"];
-    run(folder.path(), "openssl", &arguments);
-    run(folder.path(), "openssl", &["pkey", "-in", "private.pem", "-pubout", "-out", "public.pem"]);
-    folder
-}
-
-fn recipient(keys: &TempDir) -> Recipient {
-    let public = std::fs::read(keys.path().join("public.pem")).unwrap();
-    Recipient::Jwe(PublicKey::parse(&public).unwrap())
-}
-
-fn unwrapper(keys: &TempDir) -> Unwrapper {
-    let private = std::fs::read(keys.path().join("private.pem")).unwrap();
-    Unwrapper::new(vec![PrivateKey::parse(&private).unwrap()], None)
-}
 
 fn archive() -> Vec<u8> {
     let content: Vec<u8> =

@@ -3,6 +3,7 @@
 mod answers;
 mod attacks;
 mod corruption;
+mod disclosure;
 mod encryption;
 mod inheritance;
 mod lifecycle;

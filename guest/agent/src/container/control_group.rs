@@ -22,7 +22,8 @@ pub(super) fn freeze(group: &Path, frozen: bool) -> io::Result<()> {
 
 /// Changes limits; what is absent stays as it is.
 pub(super) fn update(group: &Path, resources: &Resources) -> io::Result<()> {
-    let Resources { memory_bytes, cpu_millis, cpu_weight, cpus, pids, kill_together } = resources;
+    let Resources { memory_bytes, cpu_millis, cpu_weight, cpus, pids, kill_together, oom_score_adj: _ } =
+        resources;
     let set = |file: &str, value: String| fs::write(group.join(file), value);
     if let Some(bytes) = memory_bytes {
         set("memory.max", bytes.to_string())?;

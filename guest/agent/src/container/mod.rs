@@ -151,14 +151,15 @@ impl Containers {
         image: ContainerImage,
         folders: &Folders,
     ) -> Result<Container, Failure> {
-        let volumes = self.find_volumes(&request.mounts, folders).await?;
-        let devices = self.find_devices(&request.devices).await?;
-        self.write_etc(&request, folders)?;
-        let (id, name, reference) = (request.id.clone(), request.name.clone(), request.image.clone());
+        // Before anything waits: it is the container's that the policy has just seen by its name.
         let namespace = match &request.process_namespace {
             Some(processes) => Some(self.shared(processes).await?),
             None => None,
         };
+        let volumes = self.find_volumes(&request.mounts, folders).await?;
+        let devices = self.find_devices(&request.devices).await?;
+        self.write_etc(&request, folders)?;
+        let (id, name, reference) = (request.id.clone(), request.name.clone(), request.image.clone());
         let io = launch::Io::new(request.terminal.then(|| folders.console.clone()), request.stdin)?;
         let operation = helper::Operation::Create(Box::new(helper::Create {
             request,

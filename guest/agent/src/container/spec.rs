@@ -96,6 +96,8 @@ pub(super) enum Error {
     Capability(String),
     #[error("nothing can be mounted at {0:?}, which the guest makes itself, or which is no path")]
     Destination(String),
+    #[error("oom_score_adj is {0}, expected -1000 to 1000")]
+    OomScore(i32),
     #[error("cannot say which processors: {0}")]
     Processors(#[from] std::io::Error),
     #[error("no filter of system calls can be made")]
@@ -359,6 +361,12 @@ pub(super) fn container(
     });
     if privileges.filter == Filter::BeforeCapabilities {
         json["linux"]["seccomp"] = serde_json::to_value(seccomp::profile()?)?;
+    }
+    if let Some(score) = request.resources.oom_score_adj {
+        if !(-1000..=1000).contains(&score) {
+            return Err(Error::OomScore(score));
+        }
+        json["process"]["oomScoreAdj"] = score.into();
     }
     if request.privileged {
         json["annotations"] = json!({ PRIVILEGED: "true" });

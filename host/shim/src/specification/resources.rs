@@ -27,6 +27,8 @@ pub(super) fn typed(resources: &LinuxResources) -> Result<Resources, Error> {
         cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|cpus| !cpus.is_empty()),
         pids: resources.pids().as_ref().and_then(|pids| positive(pids.limit())),
         kill_together: resources.unified().as_ref().and_then(|files| Some(files.get(KILL_TOGETHER)? == "1")),
+        // The specification has that of the process.
+        oom_score_adj: None,
     })
 }
 
@@ -56,6 +58,7 @@ mod tests {
             cpus: Some("0-1".into()),
             pids: Some(100),
             kill_together: Some(true),
+            oom_score_adj: None,
         };
         assert_eq!(limits.unwrap(), expected);
     }

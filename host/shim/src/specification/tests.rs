@@ -146,7 +146,12 @@ fn a_container_is_the_few_words_that_the_guest_builds_it_from() {
                 sub_path: None,
             },
         }],
-        resources: Resources { memory_bytes: Some(64 << 20), cpu_weight: Some(39), ..Resources::default() },
+        resources: Resources {
+            memory_bytes: Some(64 << 20),
+            cpu_weight: Some(39),
+            oom_score_adj: Some(999),
+            ..Resources::default()
+        },
         ..CreateContainer::default()
     };
     assert_eq!(request, expected);

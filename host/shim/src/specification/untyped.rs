@@ -23,9 +23,9 @@ const KNOWN: [(&str, &[&str]); 10] = [
             "cwd",
             "capabilities",
             "noNewPrivileges",
-            // The node's own defaults, which no pod asks for.
-            "rlimits",
             "oomScoreAdj",
+            // Of the node's kernel, which does not run the container.
+            "rlimits",
             "apparmorProfile",
             "selinuxLabel",
         ],

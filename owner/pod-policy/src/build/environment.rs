@@ -11,6 +11,8 @@ use super::{Context, Result, problem};
 
 /// How much of its maker's name a pod's name begins with at least, however long that is.
 const SHORTEST_PREFIX: usize = 40;
+/// The variable that the Job controller adds behind all others of a container whose `env` has none of this name.
+const COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 
 /// A container's variables.
 pub(super) struct Environment {
@@ -53,6 +55,10 @@ impl Context<'_> {
                 ..problem
             };
             self.take_one(variable, &mut environment).map_err(inside)?;
+        }
+        let says_index = container.env.iter().any(|variable| variable.name == COMPLETION_INDEX);
+        if self.pod.kind == Kind::IndexedJob && !says_index {
+            environment.set(COMPLETION_INDEX, Expected::Like(Pattern::Number), false);
         }
         Ok(environment)
     }

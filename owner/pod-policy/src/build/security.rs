@@ -34,6 +34,8 @@ const PRIVILEGED_ONLY: &str = "SYS_MODULE";
 /// The type of a profile that is a file of the node's.
 const LOCALHOST: &str = "Localhost";
 const HUGE_PAGES: &str = "hugepages-";
+/// The policy by which a user has the groups of the image's `/etc/group` too.
+const MERGE: &str = "Merge";
 
 pub(super) struct Security {
     pub(super) user: User,
@@ -42,12 +44,34 @@ pub(super) struct Security {
     pub(super) fixed: Fixed,
 }
 
+/// A user whose group is not told gets the image's groups from the guest, whatever else is asked for.
+pub(super) fn refuse_other_groups(spec: &PodSpec) -> Result<()> {
+    match spec.security_context.supplemental_groups_policy.as_deref() {
+        None | Some(MERGE) => Ok(()),
+        Some(other) => Err(problem(
+            "securityContext.supplementalGroupsPolicy",
+            format!(
+                "{other} cannot be had: the guest gives a user the groups of the image's /etc/group where no group is told; \
+                 say Merge, or leave it out"
+            ),
+        )),
+    }
+}
+
 pub(super) fn of(spec: &PodSpec, container: &Container) -> Result<Security> {
     let (of_pod, own) = (&spec.security_context, &container.security_context);
     let user = User {
         number: own.run_as_user.or(of_pod.run_as_user),
         group: own.run_as_group.or(of_pod.run_as_group),
     };
+    // Engines write root's group as they write none, and the guest then takes the one that the image has for the user.
+    if user.group == Some(0) && user.number != Some(0) {
+        return Err(problem(
+            "securityContext.runAsGroup",
+            "group 0 can be told for user 0 only: engines write it as they write no group; leave it out, in the pod's \
+             securityContext too, where the user has group 0 in the image's /etc/passwd or is not in it",
+        ));
+    }
     for (name, profiles) in [
         ("seccompProfile", [&own.seccomp_profile, &of_pod.seccomp_profile]),
         ("appArmorProfile", [&own.app_armor_profile, &of_pod.app_armor_profile]),

@@ -7,9 +7,12 @@ environment_fits if {
 
 sent_variable_fits(name, value) if value_fits(container.environment[name], value)
 
+# Where a service is must not change what the image itself sets.
 sent_variable_fits(name, value) if {
 	not container.environment[name]
 	is_of_service(name, value)
+	names_of_image := object.keys(input.image_environment)
+	not name in names_of_image
 }
 
 declared_variable_fits(name, variable) if {

@@ -24,11 +24,17 @@ StartPod_denials contains {"field": concat("", ["sysctls.", name]), "expected": 
 	not sysctl_may_be(name, value)
 }
 
-# Lines of /etc/hosts. None may lead a name that is the manifest's own, or localhost, elsewhere. For all other names the
-# network is asked, whose answers the host could change just as well.
+# Lines of /etc/hosts, and the pod's host name, for which the guest writes a line before these. None may lead a name that
+# is the manifest's own, or localhost, elsewhere. For all other names the network is asked, whose answers the host could
+# change just as well.
 
 hosts_mislead_nobody if every line in input.hosts {
 	every name in line.names { name_may_be(line.address, name) }
+}
+
+hostname_misleads_nobody if {
+	name := lower(input.hostname)
+	not is_reserved(name)
 }
 
 name_may_be(_, name) if not is_reserved(lower(name))
@@ -78,6 +84,10 @@ misleading_hosts contains {"field": "hosts", "expected": "no other address for t
 }
 
 StartPod_denials contains denial if some denial in misleading_hosts
+
+StartPod_denials contains {"field": "hostname", "expected": "neither localhost nor a name of the manifest's hostAliases", "actual": input.hostname} if {
+	not hostname_misleads_nobody
+}
 
 CreateContainer_denials contains denial if some denial in misleading_hosts
 

@@ -9,6 +9,7 @@ WriteStdin if pod.allow.attach
 
 StartPod if {
 	sysctls_fit
+	hostname_misleads_nobody
 	hosts_mislead_nobody
 }
 

@@ -6,7 +6,9 @@ use sealpod_agent_policy::ImageFacts;
 use sealpod_agent_protocol::{CreateContainer, MountSource, Request};
 use sealpod_pod_policy::{Manifest, Options, build, render};
 
-use crate::world::{SHOP, empty, examine, fields, files, host, mount, shop, variables, web, words};
+use crate::world::{
+    SHOP, empty, examine, fields, files, host, mount, pod, policy_of, shop, variables, web, words,
+};
 
 #[test]
 fn what_the_shim_asks_for_is_allowed() {
@@ -106,6 +108,17 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         ("environment.A_SERVICE_HOST", |r, _| {
             drop(r.environment.insert("A_SERVICE_HOST".into(), "evil.example".into()))
         }),
+        // The image's own, if it looks like a service's too.
+        ("environment.ADMIN_PORT", |r, f| {
+            f.environment.insert("ADMIN_PORT".into(), "0".into());
+            r.environment.insert("ADMIN_PORT".into(), "8081".into());
+        }),
+        ("environment.KUBERNETES_PORT", |_, f| {
+            drop(f.environment.insert("KUBERNETES_PORT".into(), String::new()))
+        }),
+        ("environment.JOB_COMPLETION_INDEX", |r, _| {
+            drop(r.environment.insert("JOB_COMPLETION_INDEX".into(), "0".into()))
+        }),
         ("environment.a_PORT", |r, _| drop(r.environment.insert("a_PORT".into(), "1".into()))),
         ("environment.A_PORT_x_TCP", |r, _| drop(r.environment.insert("A_PORT_x_TCP".into(), "1".into()))),
         ("user", |r, _| r.user = None),
@@ -170,6 +183,78 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         tamper(&mut request, &mut facts);
         let denied = fields(examine(&policy, &request, &facts));
         assert!(denied.iter().any(|denied| denied == field), "{number} {field}: {denied:?}");
+    }
+}
+
+/// Whether a container without a command may have these variables.
+fn may_have(manifest: &str, container: &str, given: &[(&str, &str)]) -> bool {
+    let request = CreateContainer {
+        name: Some(container.into()),
+        image: "i".into(),
+        allow_privilege_escalation: true,
+        environment: variables(given),
+        ..CreateContainer::default()
+    };
+    let examined = examine(&policy_of(manifest, &Options::default()), &request, &ImageFacts::default());
+    if let Err(denial) = &examined {
+        assert_eq!(fields(Err(denial.clone())), ["environment.JOB_COMPLETION_INDEX"]);
+    }
+    examined.is_ok()
+}
+
+const INDEX: &str = "JOB_COMPLETION_INDEX";
+
+fn jobs(mode: &str) -> [String; 2] {
+    let spec = format!(
+        "{{{mode}template: {{spec: {{initContainers: [{{name: first, image: i}}], containers: [{{name: a, image: i}}, \
+         {{name: own, image: i, env: [{{name: {INDEX}, value: all}}]}}]}}}}}}"
+    );
+    let head = "apiVersion: batch/v1\nmetadata: {name: j}\n";
+    [
+        format!("{head}kind: Job\nspec: {spec}\n"),
+        format!("{head}kind: CronJob\nspec: {{jobTemplate: {{spec: {spec}}}}}\n"),
+    ]
+}
+
+#[test]
+fn every_container_of_an_indexed_job_is_told_its_index() {
+    for job in jobs("completionMode: Indexed, ") {
+        for container in ["first", "a"] {
+            for (value, allowed) in [("0", true), ("17", true), ("-1", false), ("x", false), ("1 2", false)] {
+                assert_eq!(
+                    may_have(&job, container, &[(INDEX, value)]),
+                    allowed,
+                    "{job} {container} {value}"
+                );
+            }
+            assert!(!may_have(&job, container, &[]), "{job} {container}");
+        }
+        assert!(may_have(&job, "own", &[(INDEX, "all")]));
+        assert!(!may_have(&job, "own", &[(INDEX, "0")]));
+    }
+}
+
+#[test]
+fn an_index_that_an_object_gives_is_the_controllers_all_the_same() {
+    let config =
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {JOB_COMPLETION_INDEX: all}\n";
+    for (mode, index) in [("completionMode: Indexed, ", "3"), ("", "all")] {
+        let [job, _] = jobs(mode);
+        let job =
+            job.replace("{name: a, image: i}", "{name: a, image: i, envFrom: [{configMapRef: {name: c}}]}");
+        for value in ["3", "all"] {
+            assert_eq!(may_have(&format!("{job}{config}"), "a", &[(INDEX, value)]), value == index, "{mode}");
+        }
+    }
+}
+
+#[test]
+fn other_pods_have_no_index() {
+    let [job, cron] = jobs("");
+    let [plain, _] = jobs("completionMode: NonIndexed, ");
+    for manifest in [job, cron, plain, pod("{containers: [{name: a, image: i}]}")] {
+        assert!(!may_have(&manifest, "a", &[(INDEX, "0")]), "{manifest}");
+        assert!(may_have(&manifest, "a", &[]), "{manifest}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::{
     ExecProcess, ForwardPort, HostEntry, ProcessRef, Request, StartPod, VolumeFile, WriteVolume,
 };
@@ -75,6 +76,24 @@ fn the_pods_kernel_parameters_and_names_are_the_manifests() {
     let usual = "net.ipv4.ip_unprivileged_port_start";
     assert_eq!(start(&[own, (usual, "7")], Vec::new()), [format!("sysctls.{usual}")]);
     assert_eq!(start(&[own], vec![host("10.0.0.1", &["db"])]), ["hosts"]);
+}
+
+#[test]
+fn the_pods_own_name_leads_no_other_elsewhere() {
+    let start = |policy: &Policy, hostname: &str| {
+        let sysctls = variables(&[("net.core.somaxconn", "1024")]);
+        let start = StartPod { hostname: hostname.into(), sysctls, ..StartPod::default() };
+        policy.examine(&Request::StartPod(start), None)
+    };
+    let policy = shop();
+    for name in ["web-6d4b75cb6d-x8k2p", "web.shop.example", "localhosts", "my-localhost", "internal", ""] {
+        assert_eq!(start(&policy, name), Ok(()), "{name}");
+    }
+    for name in
+        ["localhost", "LocalHost", "localhost.localdomain", "a.localhost", "db", "DB", "db.internal", "self"]
+    {
+        assert_eq!(fields(start(&policy, name)), ["hostname"], "{name}");
+    }
 }
 
 type Change = fn(&mut ExecProcess);

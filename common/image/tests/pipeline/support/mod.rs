@@ -2,6 +2,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod image;
+pub(crate) mod keys;
 pub(crate) mod overlay;
 pub(crate) mod registry;
 pub(crate) mod served;
