@@ -223,7 +223,7 @@ pub(crate) async fn a_snapshotter_killed_while_a_container_is_made_is_missed_onl
 pub(crate) async fn a_pod_whose_guest_hangs_is_removed_and_costs_no_other(world: &World) {
     let node = world.node().await;
     let shared = world.pod(&node).await;
-    let other = node.spawn(&shared, node.container_config("other", &world.image(), "sleep 1000")).await;
+    let other = node.spawn(&shared, node.container_config("unmoved", &world.image(), "sleep 1000")).await;
     let before = inventory();
     let config = std::fs::read_to_string(node.path("shim.toml")).unwrap();
     std::fs::write(node.path("shim.toml"), format!("{config}silence_limit_seconds = 4\n")).unwrap();

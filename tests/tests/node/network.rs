@@ -262,7 +262,8 @@ pub(crate) async fn a_pod_has_the_interfaces_ports_and_limits_that_its_networks_
     // Another pod reaches it, by its address and by that of a service.
     let shared = world.pod(&node).await;
     let _service = Service::new("10.96.0.10", second);
-    let script = format!("wget -q -T 20 -O - http://{second}/ && wget -q -T 20 -O - http://10.96.0.10/");
+    let script =
+        format!("timeout 20 wget -q -O - http://{second}/ && timeout 20 wget -q -O - http://10.96.0.10/");
     let (status, lines) = node.run(&shared, node.container_config("asks", &world.image(), &script)).await;
     let lines: Vec<_> = lines.into_iter().map(|line| line.text).collect();
     assert_eq!((status.exit_code, lines), (0, vec!["page".to_owned(); 2]));
