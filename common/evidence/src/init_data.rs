@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::HashAlgorithm;
 
-pub use settings::{Image, KeyBroker, Settings};
+pub use settings::{AGENT_POLICY, Image, KeyBroker, Settings};
 
 /// The only version there is.
 const VERSION: &str = "0.1.0";

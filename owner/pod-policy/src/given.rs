@@ -1,11 +1,8 @@
 //! A policy wherever it stands: in a manifest's annotation, in init data, or by itself.
 
-use sealpod_evidence::init_data::{self, InitData, InitDataError};
+use sealpod_evidence::init_data::{self, AGENT_POLICY, InitData, InitDataError};
 
 use crate::manifest::{Manifest, ManifestError};
-
-/// Where the agent's policy stands in init data.
-const POLICY: &str = "policy.rego";
 
 /// What a pod is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +67,7 @@ impl Given {
     }
 
     fn of_init_data(pod: Option<String>, raw: &str) -> Result<Self, InitDataError> {
-        let policy = InitData::parse(raw)?.data.remove(POLICY);
+        let policy = InitData::parse(raw)?.data.remove(AGENT_POLICY);
         Ok(Self { pod, init_data: Some(raw.into()), policy })
     }
 }

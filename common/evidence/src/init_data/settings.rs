@@ -10,7 +10,8 @@ use crate::HashAlgorithm;
 
 const ATTESTATION_AGENT: &str = "aa.toml";
 const DATA_HUB: &str = "cdh.toml";
-const AGENT_POLICY: &str = "policy.rego";
+/// The entry with the agent's policy.
+pub const AGENT_POLICY: &str = "policy.rego";
 
 /// What an owner says of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

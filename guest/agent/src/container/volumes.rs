@@ -212,7 +212,8 @@ fn replace(folder: &Path, version: u64, files: &[ParsedFile<'_>], group: Option<
     fs::rename(folder.join(NEXT), folder.join(DATA))?;
     link_names(folder, &next)?;
     match version.checked_sub(1) {
-        Some(old) => fs::remove_dir_all(folder.join(data(old))),
+        // A write that failed at its end may have removed it.
+        Some(old) => not_found_is_fine(fs::remove_dir_all(folder.join(data(old)))),
         None => Ok(()),
     }
 }
