@@ -7,7 +7,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -145,8 +145,11 @@ impl Netlink {
     }
 }
 
+/// The pod's network has given the address to this pod alone, so it is used at once: the search for duplicates of IPv6
+/// (RFC 4862, 5.4) would keep the pod from answering, and a program from listening on it, for the first two seconds.
 fn address_message(index: u32, address: IpAddr, length: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
+    message.header.flags = AddressHeaderFlags::Nodad;
     message.header.index = index;
     message.header.family = family(&address);
     message.header.prefix_len = length;
