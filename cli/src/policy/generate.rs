@@ -6,7 +6,9 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use sealpod_pod_policy::{ImagePolicy, Manifest, ObjectKind, Options, Pod, PodPolicy, build, render};
+use sealpod_pod_policy::{
+    ImagePolicy, Manifest, ObjectKind, Options, Pod, PodAnnotations, PodPolicy, build, render,
+};
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
@@ -17,13 +19,14 @@ use crate::output;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Every Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job and CronJob of the input gets the
-annotation io.katacontainers.config.hypervisor.cc_init_data; all else stays as it is, comments too.
+annotation io.katacontainers.config.hypervisor.cc_init_data, and one for the limits of its volumes
+(emptyDir.sizeLimit) where it has any; all else stays as it is, comments too.
 ConfigMaps of the same input are fixed with their content, and must be there; of Secrets, which the
 cluster knows anyway and the annotation must not tell, any content is allowed. An image with a digest
 is that one; with a tag only, its signer decides by the image policy.
 
-Denied unless allowed here: logs, exec (but for the exact commands of probes and hooks), attach, cp,
-port-forward, debug containers.
+Denied unless allowed here: logs, termination messages, exec (but for the exact commands of probes and
+hooks), attach, cp, port-forward, debug containers.
 
 Examples:
   sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
@@ -44,6 +47,9 @@ pub(crate) struct GenerateArgs {
     /// Let the host read what containers print (kubectl logs)
     #[arg(long)]
     allow_logs: bool,
+    /// Let the host read what containers write to their terminationMessagePath (kubectl describe)
+    #[arg(long)]
+    allow_termination_messages: bool,
     /// Let people type into containers (kubectl attach; to see their output takes --allow-logs)
     #[arg(long)]
     allow_attach: bool,
@@ -125,7 +131,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     for (pod, policy) in manifest.pods().iter().zip(&policies) {
         let (one, annotation) = make(&args.owner, pod, policy)?;
         made.push(one);
-        annotations.push(annotation);
+        annotations.push(PodAnnotations { init_data: annotation, volume_limits: policy.volume_limits() });
     }
     let annotated = manifest.annotate(&annotations).context(&what)?;
     if let Some(folder) = &args.init_data_folder {
@@ -156,6 +162,7 @@ fn options(args: &GenerateArgs) -> Options {
         exec: args.allow_exec.iter().filter_map(words).collect(),
         any_exec: args.allow_exec.contains(&Exec::Any),
         logs: args.allow_logs,
+        termination_messages: args.allow_termination_messages,
         attach: args.allow_attach,
         copy: args.allow_cp,
         ports: args.allow_port_forward.iter().filter_map(number).collect(),

@@ -204,6 +204,7 @@ fn needs_permission(request: &Request) -> bool {
             | Request::ExecProcess(_)
             | Request::ReadStdout(_)
             | Request::ReadStderr(_)
+            | Request::ReadTerminationMessage(_)
             | Request::WriteStdin(_)
             | Request::WriteVolume(_)
             | Request::ForwardPort(_)
@@ -450,6 +451,7 @@ mod tests {
             exec(),
             Request::ReadStdout(process()),
             Request::ReadStderr(process()),
+            Request::ReadTerminationMessage(ContainerRef { container: "a".into() }),
             Request::WriteStdin(process()),
             Request::WriteVolume(Box::new(WriteVolume {
                 volume: "v".into(),
@@ -482,7 +484,12 @@ mod tests {
 
     #[test]
     fn a_policy_is_asked_for_what_needs_permission() {
-        let requests = [Request::CreateContainer(Box::new(create())), exec(), Request::ReadStdout(process())];
+        let requests = [
+            Request::CreateContainer(Box::new(create())),
+            exec(),
+            Request::ReadStdout(process()),
+            Request::ReadTerminationMessage(ContainerRef { container: "a".into() }),
+        ];
         for request in requests {
             let name = request.name();
             assert!(!allows(Some(&rego("")), request.clone()), "no rule {name}");

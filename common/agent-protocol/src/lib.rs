@@ -19,12 +19,14 @@ mod multiplex;
 mod request;
 mod server;
 mod stream;
+mod volume_limits;
 
 pub use client::Client;
 pub use error::CallError;
 pub use request::*;
 pub use server::{Handler, serve};
 pub use stream::ByteStream;
+pub use volume_limits::{VolumeLimits, VolumeLimitsError};
 
 /// What one end may cost the other.
 pub mod limits {

@@ -52,6 +52,8 @@ pub enum Request {
     UpdateContainer(UpdateContainer),
     /// What a container, or the pod, has used and uses.
     ReadStatistics(StatisticsOf),
+    /// What a container that has ended wrote into its empty file, for those who ask why it ended.
+    ReadTerminationMessage(ContainerRef),
     /// Gives a volume of files its content, or replaces it as a whole.
     WriteVolume(Box<WriteVolume>),
     /// Ends what is left of a container and forgets it.
@@ -84,6 +86,7 @@ impl Request {
             Self::ResumeContainer(_) => "ResumeContainer",
             Self::UpdateContainer(_) => "UpdateContainer",
             Self::ReadStatistics(_) => "ReadStatistics",
+            Self::ReadTerminationMessage(_) => "ReadTerminationMessage",
             Self::WriteVolume(_) => "WriteVolume",
             Self::RemoveContainer(_) => "RemoveContainer",
             Self::StopPod => "StopPod",
@@ -292,7 +295,7 @@ pub enum MountSource {
     Empty {
         /// The volume's name in the pod.
         volume: String,
-        /// The most that it may hold, in bytes.
+        /// The most that it may hold, in bytes: 1 to [`VolumeLimits::MOST`](crate::VolumeLimits::MOST).
         size_bytes: Option<u64>,
         /// The group that owns it, if not root's.
         group: Option<u32>,
@@ -300,9 +303,9 @@ pub enum MountSource {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sub_path: Option<String>,
     },
-    /// An empty file that everybody may write to (a container's termination log).
+    /// An empty file of the container's own that everybody may write to (its termination log).
     EmptyFile {
-        /// The volume's name in the pod.
+        /// Its name in the pod, by which a policy knows it.
         volume: String,
     },
     /// A file system on a disk of the machine's.
@@ -510,6 +513,28 @@ pub enum Reply {
     Containers(Vec<ContainerState>),
     /// To [`Request::ReadStatistics`].
     Statistics(Statistics),
+    /// To [`Request::ReadTerminationMessage`].
+    TerminationMessage(TerminationMessage),
+}
+
+/// Why a container ended, in its own words.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminationMessage {
+    /// Its end, at most [`Self::LONGEST`] bytes, in standard base64 (RFC 4648, section 4).
+    pub content: String,
+}
+
+impl TerminationMessage {
+    /// What Kubernetes takes of a container's message, in bytes.
+    pub const LONGEST: usize = 4096;
+}
+
+// Contents are the workload's: they do not print.
+impl fmt::Debug for TerminationMessage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TerminationMessage").finish_non_exhaustive()
+    }
 }
 
 /// What a control group has used and uses (cgroup v2).

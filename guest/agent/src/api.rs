@@ -102,6 +102,9 @@ impl Agent {
             Request::ReadStatistics(of) => {
                 pod.containers.statistics(of.container.as_deref()).map(Reply::Statistics)
             }
+            Request::ReadTerminationMessage(name) => {
+                pod.containers.termination_message(&name.container).map(Reply::TerminationMessage)
+            }
             Request::WriteVolume(write) => pod.containers.volumes.write(&write).map(done),
             Request::RemoveContainer(name) => pod.containers.remove(&name.container).await.map(done),
             other => Err(failure(FailureKind::Invalid, format!("{} is not a call", other.name()))),

@@ -22,6 +22,7 @@ mod serve;
 mod service;
 mod specification;
 mod streams;
+mod termination_message;
 mod volumes;
 
 pub use bootstrap::info;

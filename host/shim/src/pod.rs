@@ -11,7 +11,7 @@ use containerd_shim_protos::types::task::Status;
 use oci_spec::runtime::Spec;
 use sealpod_agent_protocol::{
     Client, ContainerRef, ProcessRef, PullImage, Reply, Request, ResizeTerminal, Resources, SharedProcesses,
-    SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer,
+    SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer, VolumeLimits,
 };
 use sealpod_sandbox::{Disks, GuestImage, Network, Sandbox, SandboxConfig, Tpm};
 use tokio::sync::watch;
@@ -26,6 +26,7 @@ use crate::number::Number;
 use crate::process::{Exit, KILLED, Process};
 use crate::specification::{self, HostFolder, PodSpecification, Volume};
 use crate::streams::{self, Outputs, Paths};
+use crate::termination_message;
 use crate::volumes;
 
 /// A host name for pods without one.
@@ -53,6 +54,7 @@ pub(crate) struct Pod {
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The volumes that were given to the guest, and who follows their changes.
     volumes: tokio::sync::Mutex<BTreeMap<String, JoinHandle<()>>>,
+    volume_limits: VolumeLimits,
     disks: Disks,
     events: Events,
 }
@@ -64,6 +66,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) process: Arc<Process>,
     number: Number,
+    /// Where kubelet looks for why it ended.
+    termination_message: Option<PathBuf>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
 }
 
@@ -112,6 +116,7 @@ impl Pod {
             deleted: AtomicBool::new(false),
             containers: Mutex::default(),
             volumes: tokio::sync::Mutex::default(),
+            volume_limits: wanted.volume_limits,
             disks: sandbox.disks(),
             events,
         });
@@ -187,13 +192,16 @@ impl Pod {
         image: Option<&str>,
     ) -> Result<Arc<Container>, Error> {
         specification::belongs(spec, &self.network_namespace, self.pid)?;
-        let mut wanted = specification::container(&task.id, spec, image, !task.paths.stdin.is_empty())?;
+        let stdin = !task.paths.stdin.is_empty();
+        let mut wanted = specification::container(&task.id, spec, image, stdin, &self.volume_limits)?;
         wanted.request.process_namespace =
             wanted.shares_processes_of.map(|number| self.processes_of(number)).transpose()?;
+        let mut termination_message = None;
         for volume in &wanted.volumes {
             match volume {
                 Volume::Files(folder) => self.give_volume(folder).await?,
                 Volume::Disk(disk) => self.disks.plug(disk).await?,
+                Volume::TerminationMessage(file) => termination_message = Some(file.clone()),
                 Volume::Guest => {}
             }
         }
@@ -206,6 +214,7 @@ impl Pod {
             bundle: task.bundle,
             process: Arc::new(Process::new(task.paths)),
             number,
+            termination_message,
             execs: Mutex::default(),
         });
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,7 +297,8 @@ impl Pod {
         Ok(())
     }
 
-    /// Tells a process's end when it has come and all its output is with containerd, which has little patience after.
+    /// Tells a process's end when it has come and all its output is with containerd, which has little patience after, and
+    /// a container's also when kubelet has its termination message.
     fn follow(
         self: &Arc<Self>,
         reference: ProcessRef,
@@ -298,6 +308,7 @@ impl Pod {
     ) {
         let pod = self.clone();
         tokio::spawn(async move {
+            let is_exec = reference.exec.is_some();
             let id = reference.exec.clone().unwrap_or_else(|| container.clone());
             let exit = match pod.agent.call(Request::WaitProcess(reference)).await.map_err(Error::from) {
                 Ok(Reply::Exit(status)) => Some(status.into()),
@@ -309,11 +320,23 @@ impl Pod {
                     None
                 }
             };
-            outputs.drain().await;
+            let last_words = async {
+                if exit.is_some() && !is_exec {
+                    pod.pass_on_message(&container).await;
+                }
+            };
+            tokio::join!(outputs.drain(), last_words);
             if let Some(exit) = exit {
                 pod.tell_end(&container, &id, &process, exit);
             }
         });
+    }
+
+    async fn pass_on_message(&self, container: &str) {
+        let known = self.container(container).ok();
+        if let Some(file) = known.as_ref().and_then(|known| known.termination_message.as_deref()) {
+            termination_message::pass_on(&self.agent, container, file).await;
+        }
     }
 
     fn tell_end(&self, container: &str, id: &str, process: &Process, exit: Exit) {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
-use sealpod_agent_protocol::{CreateContainer, Dns, ExecProcess, Resources};
+use sealpod_agent_protocol::{CreateContainer, Dns, ExecProcess, Resources, VolumeLimits};
 
 pub(crate) use annotations::{Kind, Role};
 pub(crate) use images::left_to_the_guest;
@@ -108,6 +108,8 @@ pub(crate) struct PodSpecification {
     pub(crate) init_data: Option<String>,
     pub(crate) dns: Dns,
     pub(crate) sysctls: BTreeMap<String, String>,
+    /// What its volumes may hold that are not in memory.
+    pub(crate) volume_limits: VolumeLimits,
     /// The sum of the containers' limits, where kubelet gave it.
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) cpus: Option<u32>,
@@ -153,6 +155,7 @@ pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
         init_data: annotations.init_data()?,
         dns: mounts.dns()?,
         sysctls: linux.sysctl().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        volume_limits: annotations.volume_limits()?,
         memory_bytes,
         cpus,
         cgroup: linux.cgroups_path().clone(),
@@ -184,12 +187,14 @@ pub(crate) struct ContainerSpecification {
     pub(crate) shares_processes_of: Option<u32>,
 }
 
-/// Reads a container's specification. `image` is that which its engine has left to the guest, if it says so beside.
+/// Reads a container's specification. `image` is that which its engine has left to the guest, if it says so beside;
+/// `limits` are its pod's.
 pub(crate) fn container(
     id: &str,
     spec: &Spec,
     image: Option<&str>,
     stdin: bool,
+    limits: &VolumeLimits,
 ) -> Result<ContainerSpecification, Error> {
     let annotations = Annotations::of(spec);
     let linux = linux(spec)?;
@@ -225,7 +230,7 @@ pub(crate) fn container(
         privileged,
         process_namespace: None,
         hosts: mounts.hosts()?,
-        mounts: mounts.typed()?,
+        mounts: mounts.typed(limits),
         devices: devices.iter().map(|(device, _)| device.clone()).collect(),
         resources: Resources {
             oom_score_adj: process.oom_score_adj(),

@@ -24,6 +24,8 @@ pub struct Options {
     pub any_exec: bool,
     /// Whether the host reads what containers print.
     pub logs: bool,
+    /// Whether the host reads why containers ended, in their own words.
+    pub termination_messages: bool,
     /// Whether people may type into containers.
     pub attach: bool,
     /// Whether people may copy files into and out of containers.
@@ -113,6 +115,7 @@ impl Context<'_> {
             pod: self.pod.name().into(),
             allow: Allowances {
                 logs: self.options.logs,
+                termination_messages: self.options.termination_messages,
                 attach: self.options.attach,
                 copy: self.options.copy,
                 any_exec: self.options.any_exec,

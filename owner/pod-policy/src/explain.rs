@@ -14,11 +14,12 @@ use crate::policy::{ContainerPolicy, DevicePolicy, Exec, FilesVolume, ImagePolic
 use crate::rego;
 
 /// Requests that a policy must allow for them to be allowed, and what they are for people.
-const PERMISSIONS: [(&str, &str); 7] = [
+const PERMISSIONS: [(&str, &str); 8] = [
     ("CreateContainer", "making a container"),
     ("ExecProcess", "executing a command in a container"),
     ("ReadStdout", "reading a container's output"),
     ("ReadStderr", "reading a container's errors"),
+    ("ReadTerminationMessage", "reading a container's termination message"),
     ("WriteStdin", "typing into a container"),
     ("WriteVolume", "giving a volume its files"),
     ("ForwardPort", "connecting to a port of the pod's loopback"),
@@ -166,6 +167,7 @@ impl Statements {
         self.add("pod", pod);
         let allowed = |allowed: bool| if allowed { "allowed" } else { "denied" };
         self.add("logs", allowed(allow.logs));
+        self.add("termination messages", allowed(allow.termination_messages));
         self.add("attach", allowed(allow.attach));
         self.add("cp", allowed(allow.copy));
         let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use sealpod_agent_protocol::VolumeLimits;
 use serde::de::DeserializeOwned;
 
 use crate::kubernetes::{ClaimTemplate, DataObject, Metadata, PodTemplate};
@@ -37,6 +38,15 @@ pub struct Pod {
     pub(crate) template: PodTemplate,
     document: usize,
     steps: Vec<Step>,
+}
+
+/// What a pod's annotations say to the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodAnnotations {
+    /// Its init data, as [`sealpod_evidence::init_data::encode_annotation`] writes it.
+    pub init_data: String,
+    /// What its volumes may hold, which the policy in its init data demands.
+    pub volume_limits: VolumeLimits,
 }
 
 /// ConfigMaps and Secrets, by kind, namespace and name.
@@ -135,14 +145,14 @@ impl Manifest {
         &self.objects
     }
 
-    /// The text with the init data's annotation for each pod, in their order, and with one more for containerd where a pod
-    /// names our runtime. All else stays as it is.
+    /// The text with the annotations for each pod, in their order: its init data, what its volumes may hold where they have
+    /// limits, and one more for containerd where a pod names our runtime. All else stays as it is.
     ///
     /// # Errors
     /// [`ManifestError::TooLong`], [`ManifestError::Annotate`].
-    pub fn annotate(&self, values: &[String]) -> Result<String, ManifestError> {
-        let (mut init_data, mut handlers) = (Vec::new(), Vec::new());
-        for (pod, value) in self.pods.iter().zip(values) {
+    pub fn annotate(&self, annotations: &[PodAnnotations]) -> Result<String, ManifestError> {
+        let (mut init_data, mut limits, mut handlers) = (Vec::new(), Vec::new(), Vec::new());
+        for (pod, PodAnnotations { init_data: value, volume_limits }) in self.pods.iter().zip(annotations) {
             let annotation = |name, value: &str| Annotation {
                 document: pod.document,
                 steps: pod.steps.clone(),
@@ -150,11 +160,20 @@ impl Manifest {
                 value: value.into(),
             };
             init_data.push(annotation(ANNOTATION, value));
-            let others = pod.template.metadata.annotations.iter().filter(|(name, _)| *name != ANNOTATION);
+            let there = &pod.template.metadata.annotations;
+            let others = there
+                .iter()
+                .filter(|(name, _)| ![ANNOTATION, VolumeLimits::ANNOTATION].contains(&name.as_str()));
             let others: usize = others.map(|(name, value)| name.len() + value.len()).sum();
             let mut actual = others + ANNOTATION.len() + value.len();
+            // One of an earlier time would say what does not hold any more.
+            if !volume_limits.is_empty() || there.contains_key(VolumeLimits::ANNOTATION) {
+                let value = volume_limits.to_string();
+                actual += VolumeLimits::ANNOTATION.len() + value.len();
+                limits.push(annotation(VolumeLimits::ANNOTATION, &value));
+            }
             let is_ours = pod.template.spec.runtime_class_name.as_deref() == Some(RUNTIME);
-            if is_ours && !pod.template.metadata.annotations.contains_key(RUNTIME_HANDLER) {
+            if is_ours && !there.contains_key(RUNTIME_HANDLER) {
                 handlers.push(annotation(RUNTIME_HANDLER, RUNTIME));
                 actual += RUNTIME_HANDLER.len() + RUNTIME.len();
             }
@@ -162,9 +181,9 @@ impl Manifest {
                 return Err(ManifestError::TooLong { pod: pod.name.clone(), actual });
             }
         }
-        // One after the other, since each may have to make the place for both.
-        let annotated =
-            yaml::annotate(&self.text, &init_data).and_then(|text| yaml::annotate(&text, &handlers));
+        // One after the other, since each may have to make the place for all.
+        let all = [init_data, limits, handlers];
+        let annotated = all.iter().try_fold(self.text.clone(), |text, one| yaml::annotate(&text, one));
         annotated.map_err(|source| {
             let pods: Vec<_> = self.pods.iter().map(Pod::name).collect();
             ManifestError::Annotate { pod: pods.join(", "), source }
@@ -309,6 +328,10 @@ mod tests {
 
     const POD: &str = "{containers: [{name: a, image: i}]}";
 
+    fn of(init_data: &str) -> PodAnnotations {
+        PodAnnotations { init_data: init_data.into(), volume_limits: VolumeLimits::default() }
+    }
+
     #[test]
     fn whatever_makes_pods_is_found() {
         let template = format!("{{template: {{spec: {POD}}}}}");
@@ -342,7 +365,7 @@ mod tests {
         ];
         assert_eq!(names(&text), expected);
         let manifest = Manifest::read(&text).unwrap();
-        let annotated = manifest.annotate(&vec!["QQ==".to_owned(); 8]).unwrap();
+        let annotated = manifest.annotate(&vec![of("QQ=="); 8]).unwrap();
         let again = Manifest::read(&annotated).unwrap();
         assert!(again.pods().iter().all(|pod| pod.annotation() == Some("QQ==")), "{annotated}");
     }
@@ -352,7 +375,7 @@ mod tests {
         let annotated = |metadata: &str, class: &str| {
             let spec = format!("{{runtimeClassName: {class}, containers: [{{name: a, image: i}}]}}");
             let text = format!("apiVersion: v1\nkind: Pod\n{metadata}spec: {spec}\n");
-            let annotated = Manifest::read(&text).unwrap().annotate(&["QQ==".into()]).unwrap();
+            let annotated = Manifest::read(&text).unwrap().annotate(&[of("QQ==")]).unwrap();
             let again = Manifest::read(&annotated).unwrap();
             assert_eq!(again.pods()[0].annotation(), Some("QQ=="), "{annotated}");
             again.pods()[0].template.metadata.annotations.get(RUNTIME_HANDLER).cloned()
@@ -363,6 +386,27 @@ mod tests {
         }
         let own = "metadata: {annotations: {io.containerd.cri.runtime-handler: mine}}\n";
         assert_eq!(annotated(own, "sealpod").as_deref(), Some("mine"));
+    }
+
+    #[test]
+    fn limits_are_written_where_there_are_any_or_were() {
+        const NAME: &str = VolumeLimits::ANNOTATION;
+        let annotated = |text: &str, limits: &str| {
+            let annotations = PodAnnotations { volume_limits: limits.parse().unwrap(), ..of("QQ==") };
+            Manifest::read(text).unwrap().annotate(&[annotations]).unwrap()
+        };
+        let read = |text: &str| {
+            Manifest::read(text).unwrap().pods()[0].template.metadata.annotations.get(NAME).cloned()
+        };
+        for metadata in ["", "metadata: {name: p}\n", "metadata:\n  name: p\n  annotations: {a: b}\n"] {
+            let text = format!("apiVersion: v1\nkind: Pod\n{metadata}spec: {POD}\n");
+            assert_eq!(read(&annotated(&text, "none")), None, "{metadata}");
+            let limited = annotated(&text, "cache=1 scratch-2=2");
+            assert_eq!(read(&limited).as_deref(), Some("cache=1 scratch-2=2"), "{metadata}");
+            // Again, with others and without any.
+            assert_eq!(read(&annotated(&limited, "a=3 b=4")).as_deref(), Some("a=3 b=4"), "{metadata}");
+            assert_eq!(read(&annotated(&limited, "none")).as_deref(), Some("none"), "{metadata}");
+        }
     }
 
     #[test]
@@ -401,9 +445,9 @@ mod tests {
         let text =
             format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, annotations: {{a: b}}}}\nspec: {POD}\n");
         let manifest = Manifest::read(&text).unwrap();
-        let error = manifest.annotate(&["a".repeat(256 << 10)]).unwrap_err().to_string();
+        let error = manifest.annotate(&[of(&"a".repeat(256 << 10))]).unwrap_err().to_string();
         assert!(error.contains("Pod/p") && error.contains("262144"), "{error}");
         let room = (256 << 10) - ANNOTATION.len() - 2;
-        assert!(manifest.annotate(&["a".repeat(room)]).is_ok());
+        assert!(manifest.annotate(&[of(&"a".repeat(room))]).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sealpod_agent_protocol::{HostEntry, MountSource};
+use sealpod_agent_protocol::{HostEntry, MountSource, VolumeLimits};
 use serde::{Deserialize, Serialize};
 
 /// What a pod is allowed. It stands in the policy as JSON, beside rules that are the same for every pod.
@@ -35,12 +35,27 @@ pub struct PodPolicy {
     pub sysctls: BTreeMap<String, String>,
 }
 
+impl PodPolicy {
+    /// What the host must ask for and cannot know from kubelet: the limits of volumes that are not in memory.
+    pub fn volume_limits(&self) -> VolumeLimits {
+        let mounts = self.containers.values().flat_map(|container| container.mounts.values());
+        let on_disk = mounts.filter(|mount| !mount.in_memory).flat_map(|mount| &mount.sources);
+        let limit = |source: &MountSource| match source {
+            MountSource::Empty { volume, size_bytes, .. } => Some((volume.clone(), (*size_bytes)?)),
+            _ => None,
+        };
+        on_disk.filter_map(limit).collect()
+    }
+}
+
 /// What is allowed or not, whatever a request says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Allowances {
     /// Whether the host reads what containers print.
     pub logs: bool,
+    /// Whether the host reads why containers ended, in their own words.
+    pub termination_messages: bool,
     /// Whether the host writes to containers' standard input.
     pub attach: bool,
     /// Whether files may be copied into and out of containers, as `kubectl cp` does it.
@@ -226,8 +241,8 @@ pub struct MountPolicy {
     /// Whether it may be absent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
-    /// What it may be, any of these. An empty folder's `size_bytes` is the most that it may say; a disk is any disk with
-    /// any file system, since all that is on it is the host's word.
+    /// What it may be, any of these. An empty folder's `size_bytes` is the most that it may say, and then it must say
+    /// something; a disk is any disk with any file system, since all that is on it is the host's word.
     pub sources: Vec<MountSource>,
     /// Which part of an empty folder or a disk it is, if not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,7 +250,7 @@ pub struct MountPolicy {
     /// The first letters of the volume's name, whose rest the cluster makes up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_begins: Option<String>,
-    /// Whether an empty folder is in memory, and so has a size.
+    /// Whether an empty folder is in memory on the host, and so may have a size where the manifest says none.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_memory: bool,
 }

@@ -84,6 +84,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, volumes:
         files_of_the_host_arrive_and_are_updated,
         empty_volumes_are_shared_and_bounded,
+        a_limit_of_the_manifests_holds_or_is_missed,
         a_volume_takes_the_place_of_what_every_container_has,
         another_pods_volume_is_refused,
         a_part_of_an_empty_volume_is_in_the_volume,

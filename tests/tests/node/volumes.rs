@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sealpod_tests::Node;
-use sealpod_tests::node::{NodePod, cri};
+use sealpod_tests::node::{NodePod, RUNTIME, cri};
 
 use crate::world::World;
 
@@ -104,8 +104,22 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     writer.mounts = vec![mount("/cache", &cache, false), mount("/dev/termination-log", &log, false)];
     writer.linux.as_mut().unwrap().security_context.as_mut().unwrap().run_as_user =
         Some(cri::Int64Value { value: 4000 });
-    let (status, lines) = node.run(&pod, writer).await;
+    let (status, lines) = node.run(&pod, writer.clone()).await;
     assert_eq!(status.exit_code, 0, "{lines:?}");
+    // kubelet reads it as soon as CRI says that the container has ended.
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "last words\n");
+    // Its next container has a file of its own, of which a message has the end.
+    let next = node.kubelets(pod.name(), "containers/writer/4f2b");
+    std::fs::write(&next, "").unwrap();
+    writer.metadata.as_mut().unwrap().attempt = 1;
+    writer.mounts[1] = mount("/dev/termination-log", &next, false);
+    let script = "wc -c < /dev/termination-log; yes message | head -c 8000 > /dev/termination-log; exit 3";
+    writer.command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    let (status, lines) = node.run(&pod, writer).await;
+    assert_eq!((status.exit_code, lines.last().unwrap().text.as_str()), (3, "0"), "{lines:?}");
+    let message = std::fs::read_to_string(&next).unwrap();
+    assert_eq!((message.len(), message.trim_start_matches("message\n")), (4096, ""));
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "last words\n");
     let mut reader = node.container_config("reader", &world.image(), "cat /seen/note; touch /seen/x 2>&1");
     reader.mounts = vec![mount("/seen", &cache, true)];
     let (_, lines) = node.run(&pod, reader).await;
@@ -126,6 +140,71 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     assert_ne!(status.exit_code, 0, "{lines:?}");
     assert_eq!(lines[0], "fits");
     assert!(lines.iter().any(|line| line.contains("No space left on device")), "{lines:?}");
+}
+
+/// A pod of `sealpod policy generate`: the annotation says limits that the policy demands, and the message is not allowed.
+pub(crate) async fn a_limit_of_the_manifests_holds_or_is_missed(world: &World) {
+    const LIMITS: &str = "io.katacontainers.config.sealpod.volume_limits";
+    let node = world.node().await;
+    let image = world.image();
+    let fill = "dd if=/dev/zero of=/bounded/fits bs=1000 count=900 2> /dev/null && echo fits; echo done > /dev/termination-log";
+    let overflow = "dd if=/dev/zero of=/part/more bs=1000 count=900";
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: limited}}\nspec:\n  runtimeClassName: {RUNTIME}\n  \
+         automountServiceAccountToken: false\n  volumes:\n  - {{name: bounded, emptyDir: {{sizeLimit: 1M}}}}\n  \
+         - {{name: other, emptyDir: {{sizeLimit: 1M}}}}\n  containers:\n  \
+         - {{name: fill, image: {image:?}, command: [/bin/sh, -c, {fill:?}], volumeMounts: [{{name: bounded, mountPath: /bounded}}]}}\n  \
+         - {{name: overflow, image: {image:?}, command: [/bin/sh, -c, {overflow:?}], \
+         volumeMounts: [{{name: bounded, mountPath: /part, subPath: part}}]}}\n  \
+         - {{name: other, image: {image:?}, command: [/bin/true], volumeMounts: [{{name: other, mountPath: /other}}]}}\n"
+    );
+    let owner = world.owner();
+    std::fs::write(owner.path("limited.yaml"), manifest).unwrap();
+    let (sealed, _) = owner.generate_policy(&owner.path("limited.yaml"), &["--allow-logs"]);
+    let documents = sealpod_pod_policy::documents(&sealed).unwrap();
+    let mut config = node.pod_config("limited", None);
+    for (name, value) in documents[0]["metadata"]["annotations"].as_object().unwrap() {
+        config.annotations.insert(name.clone(), value.as_str().unwrap().to_owned());
+    }
+    // The host leaves one out.
+    let limits = config.annotations.insert(LIMITS.into(), "bounded=1000000".into());
+    assert_eq!(limits.as_deref(), Some("bounded=1000000 other=1000000"));
+    node.pull(&image).await;
+    let pod = node.try_run_pod(config, RUNTIME).await.unwrap_or_else(|status| panic!("{status}"));
+
+    let bounded = kubelets(&node, &pod, "empty-dir", "bounded");
+    let log = node.kubelets(pod.name(), "containers/fill/4f2a");
+    std::fs::write(&log, "").unwrap();
+    let mut first = node.container_config("fill", &image, fill);
+    first.mounts = vec![mount("/bounded", &bounded, false), mount("/dev/termination-log", &log, false)];
+    let (status, lines) = node.run(&pod, first).await;
+    assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "fits"), "{lines:?}");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "", "what is not allowed stays in the guest");
+    // What one container has filled another has no more room in, in a folder of it either.
+    let part =
+        Part::of(&bounded.join("part"), node.kubelets(pod.name(), "volume-subpaths/bounded/overflow/0"));
+    let mut second = node.container_config("overflow", &image, overflow);
+    second.mounts = vec![mount("/part", &part.0, false)];
+    let (status, lines) = node.run(&pod, second).await;
+    assert_ne!(status.exit_code, 0, "{lines:?}");
+    assert!(lines.iter().any(|line| line.text.contains("No space left on device")), "{lines:?}");
+
+    let other = kubelets(&node, &pod, "empty-dir", "other");
+    let mut third = node.container_config("other", &image, "");
+    third.command = vec!["/bin/true".into()];
+    third.mounts = vec![mount("/other", &other, false)];
+    let id = node.try_create(&pod, third).await.unwrap();
+    let refused = node.try_start(&id).await.unwrap_err();
+    let why =
+        "CreateContainer is false: mounts./other.source.size_bytes: expected at most 1000000, came nothing";
+    assert!(refused.message().contains(why), "{refused}");
+    node.remove(&pod).await;
+
+    // An annotation that says nothing to rely on is refused when the pod starts.
+    let mut broken = node.pod_config("unlimited", None);
+    broken.annotations.insert(LIMITS.into(), "bounded=1M".into());
+    let refused = node.try_run_pod(broken, RUNTIME).await.unwrap_err();
+    assert!(refused.message().contains(LIMITS) && refused.message().contains("\"1M\""), "{refused}");
 }
 
 pub(crate) async fn a_volume_takes_the_place_of_what_every_container_has(world: &World) {

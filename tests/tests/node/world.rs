@@ -20,6 +20,8 @@ ReadStdout := true
 
 ReadStderr := true
 
+ReadTerminationMessage := true
+
 WriteStdin := true
 
 WriteVolume := true

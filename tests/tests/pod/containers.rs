@@ -1,7 +1,10 @@
 //! What a container is, has and may.
 
+use std::os::unix::fs::symlink;
+
 use sealpod_agent_protocol::{
-    ContainerRef, CreateContainer, FailureKind, Phase, ProcessRef, Reply, Request, Resources, SignalProcess,
+    ContainerRef, CreateContainer, FailureKind, Mount, MountSource, Phase, ProcessRef, Reply, Request,
+    Resources, SignalProcess,
 };
 use sealpod_tests::ImageOptions;
 
@@ -9,7 +12,8 @@ use crate::world::World;
 
 pub(crate) async fn a_container_lives_and_ends_as_its_phases_say(world: &World) {
     let (pod, image) = (world.pod().await, world.image());
-    let container = pod.container(&image, "sleep 1000");
+    let script = "echo why > /message; sleep 1000";
+    let container = CreateContainer { mounts: vec![message("/message")], ..pod.container(&image, script) };
     let id = container.id.clone();
     let phase = async || match pod.done(Request::ListContainers).await {
         Reply::Containers(all) => all.into_iter().find(|container| container.id == id).map(|it| it.phase),
@@ -22,8 +26,10 @@ pub(crate) async fn a_container_lives_and_ends_as_its_phases_say(world: &World) 
     pod.done(Request::StartContainer(reference.clone())).await;
     assert_eq!(phase().await, Some(Phase::Running));
 
-    // Neither a second start nor a second container of the same name.
-    assert_eq!(pod.refused(Request::StartContainer(reference)).await.kind, FailureKind::Conflict);
+    // Neither a second start nor a second container of the same name, nor why it ended before it has.
+    assert_eq!(pod.refused(Request::StartContainer(reference.clone())).await.kind, FailureKind::Conflict);
+    let why = Request::ReadTerminationMessage(reference);
+    assert_eq!(pod.refused(why.clone()).await.kind, FailureKind::Conflict);
     let again = pod.refused(Request::CreateContainer(Box::new(container.clone()))).await;
     assert_eq!(again.kind, FailureKind::Conflict);
 
@@ -35,12 +41,19 @@ pub(crate) async fn a_container_lives_and_ends_as_its_phases_say(world: &World) 
         other => panic!("{other:?}"),
     }
     assert_eq!(phase().await, Some(Phase::Stopped));
+    assert!(matches!(pod.done(why).await, Reply::TerminationMessage(_)));
     pod.remove(&id).await;
     assert_eq!(phase().await, None);
 
     // The name is free again.
     let exited = pod.run(CreateContainer { command: None, ..container }, None).await;
     assert_eq!(exited.status.code, 0);
+}
+
+/// A container's empty file.
+fn message(destination: &str) -> Mount {
+    let source = MountSource::EmptyFile { volume: "message".into() };
+    Mount { destination: destination.into(), read_only: false, source }
 }
 
 pub(crate) async fn two_containers_share_network_and_memory_but_not_processes_and_files(world: &World) {
@@ -102,12 +115,53 @@ pub(crate) async fn users_and_groups_are_those_of_the_image(world: &World) {
     };
     assert_eq!(as_user("app").await, "1000\n1001\n1001 29\n");
     assert_eq!(as_user("1000").await, "1000\n1001\n1001 29\n");
+    // The user's other groups are the user's, whichever group is the first.
     assert_eq!(as_user("app:audio").await, "1000\n29\n29\n");
+    assert_eq!(as_user("1000:5000").await, "1000\n5000\n5000 29\n");
     assert_eq!(as_user("4000:5000").await, "4000\n5000\n5000\n");
     let nobody = CreateContainer { user: Some("nobody-here".into()), ..pod.container(&image, "id") };
     let failure = pod.refused(Request::CreateContainer(Box::new(nobody))).await;
     assert_eq!(failure.kind, FailureKind::Invalid);
     assert!(failure.message.contains("nobody-here"), "{failure}");
+}
+
+pub(crate) async fn volumes_are_where_the_images_links_lead(world: &World) {
+    let owner = world.owner();
+    let root = owner.root("links");
+    for (link, target) in [("a", "data"), ("system", "proc/sys")] {
+        symlink(format!("/{target}"), root.join(link)).unwrap();
+    }
+    let image = owner.publish("links", &root, &ImageOptions::default());
+    let pod = world.pod().await;
+    pod.pull(&image).await;
+    let empty = |volume: &str, destination: &str| Mount {
+        destination: destination.into(),
+        read_only: false,
+        source: MountSource::Empty {
+            volume: format!("links-{volume}"),
+            size_bytes: None,
+            group: None,
+            sub_path: None,
+        },
+    };
+    let container =
+        |script: &str, mounts: Vec<Mount>| CreateContainer { mounts, ..pod.container(&image, script) };
+    let inside = || vec![empty("inner", "/a/x"), empty("outer", "/data")];
+    let script = "echo inner > /data/x/note; echo outer > /a/note; cat /a/x/note /data/note; grep -c ' /data' /proc/mounts";
+    assert_eq!(pod.run(container(script, inside()), None).await.stdout, "inner\nouter\n2\n");
+    for mounts in
+        [vec![empty("inner", "/a"), empty("outer", "/data")], vec![empty("inner", "/system/kernel")]]
+    {
+        let refused = pod.refused(Request::CreateContainer(Box::new(container("true", mounts)))).await;
+        assert_eq!(refused.kind, FailureKind::Invalid, "{refused}");
+        assert!(refused.message.contains("in the image"), "{refused}");
+    }
+    // Who shares the volume cannot lead another's mount out of it.
+    let script = "rmdir /data/x && ln -s ../bin /data/x";
+    assert_eq!(pod.run(container(script, vec![empty("outer", "/data")]), None).await.status.code, 0);
+    let refused = pod.refused(Request::CreateContainer(Box::new(container("true", inside())))).await;
+    assert_eq!(refused.kind, FailureKind::Invalid, "{refused}");
+    assert!(refused.message.contains("inside the volume"), "{refused}");
 }
 
 pub(crate) async fn root_in_a_container_has_few_capabilities_and_gains_none(world: &World) {
@@ -198,12 +252,13 @@ pub(crate) async fn names_resolve_as_the_pod_says(world: &World) {
 pub(crate) async fn requests_that_make_no_sense_are_refused_by_kind(world: &World) {
     let (pod, image) = (world.pod().await, world.image());
     let good = pod.container(&image, "true");
-    let invalid: [fn(&mut CreateContainer); 5] = [
+    let invalid: [fn(&mut CreateContainer); 6] = [
         |it| it.id = "../escape".into(),
         |it| it.id = String::new(),
         |it| it.working_directory = Some("relative".into()),
         |it| drop(it.environment.insert("A=B".into(), "c".into())),
         |it| it.command = Some(vec!["/bin/echo".into(), "nul\0".into()]),
+        |it| it.mounts = vec![message("/a"), message("/b")],
     ];
     for change in invalid {
         let mut container = good.clone();

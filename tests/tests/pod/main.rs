@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         two_containers_share_network_and_memory_but_not_processes_and_files,
         the_image_says_user_folder_environment_and_command,
         users_and_groups_are_those_of_the_image,
+        volumes_are_where_the_images_links_lead,
         root_in_a_container_has_few_capabilities_and_gains_none,
         what_reveals_or_tunes_the_guest_is_hidden,
         a_read_only_root_stays_as_it_is,

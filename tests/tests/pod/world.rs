@@ -19,6 +19,8 @@ ReadStdout := true
 
 ReadStderr := true
 
+ReadTerminationMessage := true
+
 WriteStdin := true
 
 default ExecProcess := false

@@ -19,10 +19,12 @@ use libcontainer::syscall::syscall::SyscallType;
 use sealpod_agent_protocol::{CreateContainer, ExecProcess, FailureKind};
 use serde::{Deserialize, Serialize};
 
+use super::destinations::{self, Destinations};
 use super::disks::DeviceNode;
 use super::join::{self, Namespaces};
 use super::namespace;
-use super::rootfs::{Folders, RUNTIME, create_folder};
+use super::nested;
+use super::rootfs::{ETC, Folders, RUNTIME, create_folder};
 use super::spec::{self, Filter, ImageProcess, Places, Privileges, UserJson, VolumeMount};
 use super::user::{self, User};
 use super::workload::{NOT_EXECUTABLE, NOT_FOUND, Workload};
@@ -79,6 +81,10 @@ enum Error {
     Specification(#[from] spec::Error),
     #[error(transparent)]
     User(#[from] user::Error),
+    #[error(transparent)]
+    Destination(#[from] destinations::Error),
+    #[error(transparent)]
+    Nested(#[from] nested::Error),
     #[error(transparent)]
     Runtime(#[from] LibcontainerError),
     #[error(transparent)]
@@ -144,7 +150,10 @@ fn create(create: &Create) -> Result<i32, Error> {
     create_folder(&folders.root, Path::new(&process.working_directory))
         .map_err(io_while("create the working directory"))?;
     let namespace = create.process_namespace.as_deref();
-    let places = Places { volumes: &create.volumes, devices: &create.devices, folders: &folders };
+    let Destinations { volumes, etc } =
+        Destinations::find(&folders.root, create.volumes.clone(), &ETC, &create.devices)?;
+    let volumes = nested::mount(&volumes, &folders.parts)?;
+    let places = Places { volumes: &volumes, etc: &etc, devices: &create.devices, folders: &folders };
     let specification = spec::container(request, &process, &user, places, namespace)?;
     fs::write(folders.bundle.join("config.json"), serde_json::to_vec(&specification)?)
         .map_err(io_while("write the runtime's specification"))?;
@@ -208,7 +217,9 @@ impl Error {
             }
         }
         let kind = match self {
-            Self::Specification(_) | Self::User(_) => FailureKind::Invalid,
+            Self::Specification(_) | Self::User(_) | Self::Destination(_) | Self::Nested(_) => {
+                FailureKind::Invalid
+            }
             Self::Join(join::Error::Refused(refusal)) => refusal.kind,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Exhausted,
             _ => FailureKind::Internal,

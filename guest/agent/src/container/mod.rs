@@ -1,17 +1,20 @@
 //! Containers: created from verified images, with limits and without privileges, through the OCI runtime.
 
 mod control_group;
+mod destinations;
 mod disks;
 pub(crate) mod helper;
 mod join;
 mod launch;
 pub(crate) mod namespace;
+mod nested;
 mod parts;
 mod process;
 pub(crate) mod reduce;
 mod rootfs;
 mod seccomp;
 mod spec;
+mod termination_message;
 mod user;
 pub(crate) mod volumes;
 mod workload;
@@ -32,7 +35,7 @@ pub(crate) use rootfs::POD_CGROUP;
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_agent_protocol::{
     ContainerState, CreateContainer, Device, ExecProcess, Failure, FailureKind, Interface, Mount,
-    MountSource, Phase, ProcessRef, Resources, Statistics,
+    MountSource, Phase, ProcessRef, Resources, Statistics, TerminationMessage,
 };
 pub(crate) use spec::ImageProcess;
 use spec::VolumeMount;
@@ -187,20 +190,32 @@ impl Containers {
 
     async fn find_volumes(&self, mounts: &[Mount], folders: &Folders) -> Result<Vec<VolumeMount>, Failure> {
         let mut found = Vec::new();
-        for Mount { destination, read_only, source } in volumes::in_order(mounts)? {
+        volumes::refuse_writable_files(mounts)?;
+        for Mount { destination, read_only, source } in mounts {
             VolumeMount::check_destination(destination)
                 .map_err(|error| failure(FailureKind::Invalid, error.to_string()))?;
             let volume = match source {
                 MountSource::Disk { disk, file_system, group, .. } => {
                     self.disks.file_system(disk, file_system, *group).await?
                 }
+                MountSource::EmptyFile { .. } => {
+                    termination_message::make(&folders.bundle).map_err(|error| {
+                        let twice = "a container has one empty file";
+                        match error.kind() {
+                            io::ErrorKind::AlreadyExists => failure(FailureKind::Invalid, twice),
+                            _ => internal("make the container's empty file", &error),
+                        }
+                    })?
+                }
                 of_guest => self.volumes.path(of_guest)?,
             };
-            let source = match source.sub_path() {
+            let of_disk = matches!(source, MountSource::Disk { .. });
+            let path = match source.sub_path() {
                 Some(path) => part(&volume, path, folders.parts.join(found.len().to_string())).await?,
                 None => volume,
             };
-            found.push(VolumeMount { destination: destination.clone(), source, read_only: *read_only });
+            let destination = destination.clone();
+            found.push(VolumeMount { destination, source: path, read_only: *read_only, of_disk });
         }
         Ok(found)
     }
@@ -352,6 +367,16 @@ impl Containers {
             }
             other => other.map_err(|error| internal("read the statistics", &error)),
         }
+    }
+
+    /// What a container that has ended wrote into its empty file.
+    pub(crate) fn termination_message(&self, id: &str) -> Result<TerminationMessage, Failure> {
+        let container = self.get(id)?;
+        if container.process.exit_status().is_none() {
+            return Err(failure(FailureKind::Conflict, format!("container {id:?} has not ended")));
+        }
+        termination_message::read(&container.folders.bundle)
+            .map_err(|error| internal("read the termination message", &error))
     }
 
     /// Ends what is left of an exec and forgets it.

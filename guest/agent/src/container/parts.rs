@@ -42,7 +42,10 @@ pub(super) fn remove(places: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
         // Not with what is inside: that would be the volume's.
-        fs::remove_dir(&place)?;
+        match fs::symlink_metadata(&place)?.is_dir() {
+            true => fs::remove_dir(&place)?,
+            false => fs::remove_file(&place)?,
+        }
     }
     fs::remove_dir(places)
 }

@@ -24,12 +24,14 @@ pub(crate) struct Folders {
     pub(super) etc: PathBuf,
     /// The console socket of its process.
     pub(super) console: PathBuf,
-    /// Where parts of volumes are mounted for it.
+    /// Where parts of volumes, and volumes with others inside them, are mounted for it.
     pub(super) parts: PathBuf,
     /// Its cgroup.
     pub(super) cgroup: PathBuf,
 }
 
+/// The files in `/etc` that the guest makes for each container.
+pub(super) const ETC: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 /// The OCI runtime's own records of containers.
 pub(super) const RUNTIME: &str = "/run/sealpod/runtime";
 /// The parent of all containers' cgroups, as a cgroup path.

@@ -273,6 +273,8 @@ pub(super) struct VolumeMount {
     pub(super) destination: String,
     pub(super) source: PathBuf,
     pub(super) read_only: bool,
+    /// Whether it is the file system of a disk of the host's.
+    pub(super) of_disk: bool,
 }
 
 impl VolumeMount {
@@ -308,7 +310,8 @@ impl From<&User> for UserJson {
 
 impl UserJson {
     fn new(user: &User, more_groups: &BTreeSet<u32>) -> Self {
-        let groups: BTreeSet<_> = user.additional_gids.iter().chain(more_groups).collect();
+        // The first group too, as engines have it: a program that changes that one must not lose it.
+        let groups: BTreeSet<_> = user.additional_gids.iter().chain(more_groups).chain([&user.gid]).collect();
         let ids = json!({"uid": user.uid, "gid": user.gid, "additionalGids": groups});
         Self { ids, home: user.home.clone() }
     }
@@ -323,6 +326,8 @@ impl UserJson {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places<'a> {
     pub(super) volumes: &'a [VolumeMount],
+    /// The guest's own files for it, by their names.
+    pub(super) etc: &'a [(&'static str, String)],
     pub(super) devices: &'a [DeviceNode],
     pub(super) folders: &'a Folders,
 }
@@ -335,7 +340,7 @@ pub(super) fn container(
     places: Places<'_>,
     process_namespace: Option<&Path>,
 ) -> Result<Value, Error> {
-    let Places { volumes, devices, folders } = places;
+    let Places { devices, folders, .. } = places;
     let privileges = Privileges::of_request(request)?;
     let user = UserJson::new(user, &request.supplemental_groups);
     let hide = !request.privileged && !request.unmasked_paths;
@@ -347,7 +352,7 @@ pub(super) fn container(
     let mut json = json!({
         "ociVersion": "1.0.2",
         "root": {"path": folders.root, "readonly": request.read_only_root},
-        "mounts": mounts(folders, request, volumes),
+        "mounts": mounts(request, places),
         "process": process.to_json(&user, &privileges),
         "linux": {
             // The network, IPC and host name are the pod's.
@@ -374,12 +379,13 @@ pub(super) fn container(
     Ok(json)
 }
 
-fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount]) -> Value {
+fn mounts(request: &CreateContainer, places: Places<'_>) -> Value {
+    let Places { volumes, etc, folders, .. } = places;
     let access = |read_only: bool| if read_only { "ro" } else { "rw" };
     let kernels = access(!request.privileged);
-    let file = |name: &str| {
+    let file = |(name, destination): &(&str, String)| {
         json!({
-            "destination": Path::new("/etc").join(name),
+            "destination": destination,
             "type": "bind",
             "source": folders.etc.join(name),
             "options": ["rbind", "nosuid", "nodev", "noexec", access(request.read_only_root)],
@@ -407,9 +413,6 @@ fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount])
                "options": ["nosuid", "noexec", "nodev", kernels]}),
         json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                "options": ["nosuid", "noexec", "nodev", "relatime", kernels]}),
-        file("resolv.conf"),
-        file("hosts"),
-        file("hostname"),
     ];
     // A volume at such a place is meant instead.
     let is_volumes = |place: &Value| {
@@ -417,6 +420,7 @@ fn mounts(folders: &Folders, request: &CreateContainer, volumes: &[VolumeMount])
         volumes.iter().any(|volume| place == Some(Path::new(&volume.destination)))
     };
     mounts.retain(|mount| !is_volumes(mount));
+    mounts.extend(etc.iter().map(file));
     mounts.extend(volumes.iter().map(volume));
     mounts.into()
 }

@@ -1,6 +1,7 @@
 //! Who a container's process runs as, looked up in the image's own `/etc/passwd` and `/etc/group`.
 //!
-//! The grammar is that of the image config's `User`: `user[:group]`, each a name or a number.
+//! The grammar is that of the image config's `User`: `user[:group]`, each a name or a number. The other groups are those
+//! that list the user, as Kubernetes has it (`supplementalGroupsPolicy: Merge`), whichever group was named.
 
 use std::io::Read;
 use std::path::Path;
@@ -49,15 +50,13 @@ impl User {
             (None, None) => return Err(Error::NoUser(user.into())),
         };
         let groups: Vec<_> = group.lines().filter_map(GroupEntry::parse).collect();
-        let (gid, additional_gids) = match group_wanted {
-            Some(wanted) => (find_group(&groups, wanted)?, Vec::new()),
-            None => {
-                let name = entry.as_ref().map(|entry| entry.name).unwrap_or_default();
-                let member = |group: &&GroupEntry<'_>| group.members.split(',').any(|member| member == name);
-                let gids = groups.iter().filter(|group| !name.is_empty() && member(group));
-                (gid, gids.map(|group| group.gid).filter(|other| *other != gid).collect())
-            }
+        let gid = match group_wanted {
+            Some(wanted) => find_group(&groups, wanted)?,
+            None => gid,
         };
+        let name = entry.as_ref().map(|entry| entry.name).unwrap_or_default();
+        let additional_gids =
+            groups.iter().filter(|group| group.lists(name)).map(|group| group.gid).collect();
         let home = if home.is_empty() { "/" } else { home };
         Ok(Self { uid, gid, additional_gids, home: home.into() })
     }
@@ -110,6 +109,11 @@ impl<'a> GroupEntry<'a> {
         let gid = fields.nth(1)?.parse().ok()?;
         Some(Self { name, gid, members: fields.next().unwrap_or_default() })
     }
+
+    /// Whether a user is a member, and the group is not the user's own, which a process has as its first or not at all.
+    fn lists(&self, user: &str) -> bool {
+        !user.is_empty() && self.name != user && self.members.split(',').any(|member| member == user)
+    }
 }
 
 /// A file of the image, or nothing: images need not have these. Links are followed inside the image only.
@@ -157,11 +161,24 @@ mod tests {
     }
 
     #[test]
-    fn a_given_group_is_the_only_one() {
-        assert_eq!(find("app:video"), user(1000, 44, &[], "/home/app"));
-        assert_eq!(find("app:44"), user(1000, 44, &[], "/home/app"));
-        assert_eq!(find("app:4242"), user(1000, 4242, &[], "/home/app"));
+    fn a_given_group_takes_the_place_of_the_users_own_only() {
+        for spec in ["app:video", "app:44", "1000:44", "1000:video"] {
+            assert_eq!(find(spec), user(1000, 44, &[29, 10], "/home/app"), "{spec}");
+        }
+        assert_eq!(find("app:4242"), user(1000, 4242, &[29, 10], "/home/app"));
+        assert_eq!(find("app:audio"), user(1000, 29, &[29, 10], "/home/app"));
         assert_eq!(find(":video"), user(0, 44, &[], "/root"));
+    }
+
+    #[test]
+    fn a_group_of_the_users_name_is_not_one_of_the_others() {
+        let listed = "app:x:1001:app\naudio:x:29:app\n";
+        assert_eq!(User::find("1000:44", PASSWD, listed).unwrap(), user(1000, 44, &[29], "/home/app"));
+    }
+
+    #[test]
+    fn a_user_without_a_name_is_in_no_group() {
+        assert_eq!(User::find("4242", PASSWD, "odd:x:5:,4242\n").unwrap(), user(4242, 0, &[], "/"));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MountFlags, mount};
-use sealpod_agent_protocol::{Failure, FailureKind, Mount, MountSource, VolumeFile, WriteVolume};
+use sealpod_agent_protocol::{
+    Failure, FailureKind, Mount, MountSource, VolumeFile, VolumeLimits, WriteVolume,
+};
 
 use crate::failure::{Hint, failure, internal};
 
@@ -30,12 +32,10 @@ pub(crate) struct Volumes {
     all: Mutex<BTreeMap<String, Volume>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Volume {
     /// How often it was written.
     Files(u64),
     Empty,
-    EmptyFile,
 }
 
 impl Volumes {
@@ -53,7 +53,7 @@ impl Volumes {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let version = match all.get(name) {
             Some(Volume::Files(version)) => version + 1,
-            Some(Volume::Empty | Volume::EmptyFile) => return Err(other_kind(name)),
+            Some(Volume::Empty) => return Err(other_kind(name)),
             None => 0,
         };
         self.check_room(&all, name)?;
@@ -85,13 +85,11 @@ impl Volumes {
                 Ok(data.join(path))
             }
             MountSource::Empty { volume, size_bytes, group, .. } => {
-                self.path_of_empty(volume, Volume::Empty, |folder| make_empty(folder, *size_bytes, *group))
+                check_size(volume, *size_bytes)?;
+                self.path_of_empty(volume, |folder| make_empty(folder, *size_bytes, *group))
             }
-            MountSource::EmptyFile { volume } => {
-                self.path_of_empty(volume, Volume::EmptyFile, make_empty_file)
-            }
-            MountSource::Disk { disk, .. } => {
-                Err(failure(FailureKind::Invalid, format!("disk {disk:?} is not the guest's own")))
+            MountSource::EmptyFile { volume: other } | MountSource::Disk { disk: other, .. } => {
+                Err(failure(FailureKind::Invalid, format!("{other:?} is no volume of the pod's")))
             }
         }
     }
@@ -99,19 +97,18 @@ impl Volumes {
     fn path_of_empty(
         &self,
         volume: &str,
-        kind: Volume,
         make: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, Failure> {
         let name = check_name(volume)?;
         let path = self.root.join(name);
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         match all.get(name) {
-            Some(other) if *other == kind => return Ok(path),
-            Some(_) => return Err(other_kind(name)),
+            Some(Volume::Empty) => return Ok(path),
+            Some(Volume::Files(_)) => return Err(other_kind(name)),
             None => self.check_room(&all, name)?,
         }
         make(&path).map_err(|error| internal("make the volume", &error))?;
-        all.insert(name.into(), kind);
+        all.insert(name.into(), Volume::Empty);
         Ok(path)
     }
 
@@ -123,28 +120,15 @@ impl Volumes {
     }
 }
 
-/// A container's mounts from the top down: what the host names last must not hide what it names first. Nothing can be
-/// inside a disk of the host's, whose links could lead it elsewhere; and nobody but the agent writes to a volume of files,
-/// which it finds its way in by links.
-pub(super) fn in_order(mounts: &[Mount]) -> Result<Vec<&Mount>, Failure> {
+/// Nobody but the agent writes to a volume of files, which it finds its way in by links.
+pub(super) fn refuse_writable_files(mounts: &[Mount]) -> Result<(), Failure> {
     let is_writable_files =
         |mount: &&Mount| matches!(mount.source, MountSource::Files { .. }) && !mount.read_only;
-    if let Some(mount) = mounts.iter().find(is_writable_files) {
-        let message = format!("the files at {:?} would not be read-only", mount.destination);
-        return Err(failure(FailureKind::Invalid, message).hint("a container writes to an empty volume"));
-    }
-    let mut mounts: Vec<_> = mounts.iter().collect();
-    mounts.sort_by_key(|mount| Path::new(&mount.destination).components().count());
-    let of_disk = |mount: &&&Mount| matches!(mount.source, MountSource::Disk { .. });
-    let disks: Vec<_> = mounts.iter().filter(of_disk).map(|mount| Path::new(&mount.destination)).collect();
-    let is_inside = |mount: &&&Mount| {
-        Path::new(&mount.destination).ancestors().skip(1).any(|above| disks.contains(&above))
-    };
-    match mounts.iter().find(is_inside) {
-        None => Ok(mounts),
+    match mounts.iter().find(is_writable_files) {
+        None => Ok(()),
         Some(mount) => {
-            let message = format!("{:?} would be inside a disk of the host's", mount.destination);
-            Err(failure(FailureKind::Invalid, message).hint("mount it beside the disk"))
+            let message = format!("the files at {:?} would not be read-only", mount.destination);
+            Err(failure(FailureKind::Invalid, message).hint("a container writes to an empty volume"))
         }
     }
 }
@@ -160,6 +144,17 @@ fn check_name(name: &str) -> Result<&str, Failure> {
         true => Ok(name),
         false => Err(failure(FailureKind::Invalid, format!("volume name {name:?} is not allowed"))
             .hint("names are 1 to 253 letters, digits, '_', '.' and '-', the first no '.'")),
+    }
+}
+
+/// The kernel takes 0, and what it would round up to more than it can count, for no limit.
+fn check_size(volume: &str, size_bytes: Option<u64>) -> Result<(), Failure> {
+    match size_bytes.is_none_or(|bytes| (1..=VolumeLimits::MOST).contains(&bytes)) {
+        true => Ok(()),
+        false => {
+            let message = format!("volume {volume:?} cannot be limited to {} bytes", size_bytes.unwrap_or(0));
+            Err(failure(FailureKind::Invalid, message).hint("leave the limit out where there is none"))
+        }
     }
 }
 
@@ -280,14 +275,6 @@ fn make_empty(folder: &Path, size_bytes: Option<u64>, group: Option<u32>) -> io:
     fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
-fn make_empty_file(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    file.set_permissions(fs::Permissions::from_mode(0o666))
-}
-
 fn not_found_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -322,30 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn no_mount_hides_one_that_belongs_inside_it() {
-        let disk = || MountSource::Disk {
-            disk: "disk-0".into(),
-            file_system: "ext4".into(),
-            group: None,
-            sub_path: None,
-        };
-        let mount =
-            |destination: &str, source| Mount { destination: destination.into(), read_only: true, source };
-        let places = |mounts: &[Mount]| {
-            in_order(mounts)
-                .map(|mounts| mounts.iter().map(|mount| mount.destination.clone()).collect::<Vec<_>>())
-        };
-        let writable = Mount { read_only: false, ..mount("/a", files(None)) };
-        let refused = in_order(&[writable]).unwrap_err();
+    fn files_are_mounted_read_only() {
+        let mount = |read_only, source| Mount { destination: "/a".into(), read_only, source };
+        let refused = refuse_writable_files(&[mount(false, files(None))]).unwrap_err();
         assert!(refused.message.contains("read-only"), "{refused:?}");
-        let given = [mount("/a/b/c", files(None)), mount("/a/", files(None)), mount("/ab", disk())];
-        assert_eq!(places(&given).unwrap(), ["/a/", "/ab", "/a/b/c"]);
-        for inside in ["/a/b", "/a/b/c", "/a//b"] {
-            for disks_place in ["/a", "/a/"] {
-                let refused = places(&[mount(inside, files(None)), mount(disks_place, disk())]).unwrap_err();
-                assert!(refused.message.contains("inside a disk"), "{refused:?}");
-            }
-        }
+        refuse_writable_files(&[mount(true, files(None)), mount(false, empty("cache"))]).unwrap();
     }
 
     #[test]
@@ -457,13 +425,19 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_keeps_what_was_written_to_it() {
+    fn a_limit_that_would_be_none_is_refused() {
         let (_folder, volumes) = volumes();
-        let source = MountSource::EmptyFile { volume: "log".into() };
-        let path = volumes.path(&source).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
-        fs::write(&path, "last words").unwrap();
-        assert_eq!(fs::read_to_string(volumes.path(&source).unwrap()).unwrap(), "last words");
+        for size_bytes in [0, VolumeLimits::MOST + 1, u64::MAX] {
+            let source = MountSource::Empty {
+                volume: "cache".into(),
+                size_bytes: Some(size_bytes),
+                group: None,
+                sub_path: None,
+            };
+            let refused = volumes.path(&source).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::Invalid, "{size_bytes}: {refused:?}");
+        }
+        assert!(volumes.path(&empty("cache")).is_ok(), "nothing was made of it");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(crate) const CRI: &str = "io.containerd.grpc.v1.cri";
 pub(crate) const CRI_RUNTIME: &str = "io.containerd.cri.v1.runtime";
 pub(crate) const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 pub(crate) const TRANSFER: &str = "io.containerd.transfer.v1.local";
-/// Brings init data; the shim reads nothing else.
+/// Brings init data and the limits of volumes; the shim reads nothing else of a pod's author's.
 const POD_ANNOTATIONS: &str = "io.katacontainers.*";
 
 /// Values that depend on where things are.

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flate2::read::GzDecoder;
 use oci_spec::runtime::Spec;
+use sealpod_agent_protocol::{VolumeLimits, VolumeLimitsError};
 use serde::Deserialize;
 
 use super::{Error, refused};
@@ -189,6 +190,13 @@ impl Annotations {
             false => Err(wrong(format!("is more than {LONGEST_INIT_DATA} bytes"))),
         }
     }
+
+    /// What the pod's volumes may hold that are not in memory.
+    pub(super) fn volume_limits(&self) -> Result<VolumeLimits, Error> {
+        let name = VolumeLimits::ANNOTATION;
+        let wrong = |problem: VolumeLimitsError| Error::Annotation { name, problem: problem.to_string() };
+        self.get(name).map(str::parse).transpose().map_err(wrong).map(Option::unwrap_or_default)
+    }
 }
 
 #[cfg(test)]
@@ -276,6 +284,16 @@ mod tests {
                 assert_eq!(size(none), (None, None), "{none}");
             }
         }
+    }
+
+    #[test]
+    fn limits_of_volumes_are_read_or_refused_by_the_annotations_name() {
+        let read = |value: &str| annotations(&[(VolumeLimits::ANNOTATION, value)]).volume_limits();
+        assert_eq!(read("cache=65536 b=2").unwrap().of("cache"), Some(65536));
+        assert!(read("none").unwrap().is_empty() && read("").unwrap().is_empty());
+        assert!(annotations(&[]).volume_limits().unwrap().is_empty());
+        let refusal = read("cache=64Mi").unwrap_err().to_string();
+        assert!(refusal.contains(VolumeLimits::ANNOTATION) && refusal.contains("64Mi"), "{refusal}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use sealpod_agent_protocol::{Dns, HostEntry, Mount, MountSource};
+use sealpod_agent_protocol::{Dns, HostEntry, Mount, MountSource, VolumeLimits};
 use sealpod_sandbox::Disk;
 
 use super::disks::DirectVolume;
@@ -52,6 +52,8 @@ pub(crate) enum Volume {
     Files(HostFolder),
     /// A disk that is plugged into the VM.
     Disk(Disk),
+    /// A file that kubelet made for what the container says when it ends.
+    TerminationMessage(PathBuf),
     /// The guest's own.
     Guest,
 }
@@ -96,12 +98,19 @@ impl Mounts {
         Ok(mounts)
     }
 
-    /// In the guest's words.
-    pub(super) fn typed(&self) -> Result<Vec<Mount>, Error> {
-        Ok(self.volumes.iter().map(|(mount, _)| mount.clone()).collect())
+    /// In the guest's words. The limits are of volumes that are not in memory on the host.
+    pub(super) fn typed(&self, limits: &VolumeLimits) -> Vec<Mount> {
+        let limited = |(mount, _): &(Mount, Volume)| {
+            let mut mount = mount.clone();
+            if let MountSource::Empty { volume, size_bytes, .. } = &mut mount.source {
+                *size_bytes = size_bytes.or(limits.of(volume));
+            }
+            mount
+        };
+        self.volumes.iter().map(limited).collect()
     }
 
-    /// Those whose content the host has.
+    /// Those of which the host has something.
     pub(super) fn volumes(&self) -> Vec<Volume> {
         self.volumes
             .iter()
@@ -235,7 +244,7 @@ fn volume(
         }
         ["containers", container, _] => {
             let volume = format!("termination-log-{container}");
-            Ok((typed(MountSource::EmptyFile { volume }), Volume::Guest))
+            Ok((typed(MountSource::EmptyFile { volume }), Volume::TerminationMessage(source.into())))
         }
         _ => Err(refused(
             format!("hostPath {} at {destination:?}", source.display()),
@@ -332,7 +341,9 @@ mod tests {
         // With all that is mounted inside, as newer engines say it.
         let recursively = typed(&format!("{POD}/volumes/kubernetes.io~empty-dir/cache"), &["rbind", "rro"]);
         assert!(recursively.unwrap().0.read_only);
-        let (mount, _) = typed(&format!("{POD}/containers/web/4f2a"), &["rbind"]).unwrap();
+        let log = format!("{POD}/containers/web/4f2a");
+        let (mount, volume) = typed(&log, &["rbind"]).unwrap();
+        assert_eq!(volume, Volume::TerminationMessage(log.into()));
         assert_eq!(mount.source, MountSource::EmptyFile { volume: "termination-log-web".into() });
     }
 

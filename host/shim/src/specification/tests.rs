@@ -100,6 +100,16 @@ fn changed(mut json: Value, pointer: &str, value: Value) -> Spec {
     spec(&json)
 }
 
+/// As in a pod whose volumes have no limits.
+fn container(
+    id: &str,
+    spec: &Spec,
+    image: Option<&str>,
+    stdin: bool,
+) -> Result<ContainerSpecification, Error> {
+    super::container(id, spec, image, stdin, &VolumeLimits::default())
+}
+
 fn request_of(json: &Value) -> CreateContainer {
     container("9e1b", &spec(json), None, false).unwrap().request
 }
@@ -114,6 +124,7 @@ fn a_sandbox_is_a_vm_with_the_pods_names_network_and_size() {
         init_data: None,
         dns: Dns::default(),
         sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())]),
+        volume_limits: VolumeLimits::default(),
         memory_bytes: Some(256 << 20),
         cpus: Some(2),
         cgroup: Some("/kubepods/burstable/pod0a1b/4f2a".into()),
@@ -155,6 +166,27 @@ fn a_container_is_the_few_words_that_the_guest_builds_it_from() {
         ..CreateContainer::default()
     };
     assert_eq!(request, expected);
+}
+
+#[test]
+fn volumes_have_the_limits_of_their_pod() {
+    let mut json = sandbox();
+    let annotation = |text: &str| Value::from(text);
+    json["annotations"][VolumeLimits::ANNOTATION] = annotation("cache=65536 other=1");
+    let limits = pod(&spec(&json)).unwrap().volume_limits;
+    // What the container's own annotations say is no matter.
+    let mut whole = main_container();
+    whole["annotations"][VolumeLimits::ANNOTATION] = annotation("cache=1");
+    let request = super::container("9e1b", &spec(&whole), None, false, &limits).unwrap().request;
+    let [mount] = request.mounts.as_slice() else { panic!("{:?}", request.mounts) };
+    let sealpod_agent_protocol::MountSource::Empty { volume, size_bytes, .. } = &mount.source else {
+        panic!("{mount:?}")
+    };
+    assert_eq!((volume.as_str(), *size_bytes), ("cache", Some(65536)));
+
+    json["annotations"][VolumeLimits::ANNOTATION] = annotation("cache=much");
+    let refusal = pod(&spec(&json)).unwrap_err().to_string();
+    assert!(refusal.contains(VolumeLimits::ANNOTATION) && refusal.contains("\"much\""), "{refusal}");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub(super) fn refuse_other_groups(spec: &PodSpec) -> Result<()> {
         Some(other) => Err(problem(
             "securityContext.supplementalGroupsPolicy",
             format!(
-                "{other} cannot be had: the guest gives a user the groups of the image's /etc/group where no group is told; \
+                "{other} cannot be had: the guest gives a user the groups that list it in the image's /etc/group; \
                  say Merge, or leave it out"
             ),
         )),

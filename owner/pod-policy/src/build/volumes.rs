@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sealpod_agent_protocol::MountSource;
+use sealpod_agent_protocol::{MountSource, VolumeLimits};
 use sealpod_evidence::HashAlgorithm;
 
 use crate::expansion::expand_word;
-use crate::kubernetes::{Container, EmptyDir, PodSpec, Projected, Volume, VolumeMount, VolumeOfObject};
+use crate::kubernetes::{
+    Container, EmptyDir, PodSpec, Projected, Quantity, Volume, VolumeMount, VolumeOfObject,
+};
 use crate::manifest::{ObjectKind, Value};
 use crate::policy::{FilesVolume, MountPolicy, Part, Word};
 
@@ -274,13 +276,19 @@ fn empty_folder(volume: &Volume, mount: &VolumeMount, sub_path: Option<Word>) ->
         "Memory" => true,
         other => return Err(problem("", format!("the guest has no {other} to give"))),
     };
-    let limit = size_limit.map(|limit| {
-        let rounded = limit.bytes().and_then(|bytes| bytes.checked_next_multiple_of(LARGEST_PAGE));
-        rounded.ok_or_else(|| problem("", "sizeLimit is no number of bytes, as 64Mi"))
-    });
+    let limit = |quantity: Quantity| {
+        let bytes = quantity.bytes().filter(|bytes| *bytes <= VolumeLimits::MOST);
+        // In memory it is the host's file system that says the size.
+        let bytes = match in_memory {
+            true => bytes.and_then(|bytes| bytes.checked_next_multiple_of(LARGEST_PAGE)),
+            false => bytes,
+        };
+        bytes.ok_or_else(|| problem("", "sizeLimit is no number of bytes, as 64Mi"))
+    };
     let source = MountSource::Empty {
         volume: volume.name.clone(),
-        size_bytes: limit.transpose()?.filter(|_| in_memory),
+        // To kubelet 0 is no limit.
+        size_bytes: size_limit.map(limit).transpose()?.filter(|bytes| *bytes > 0),
         group: None,
         sub_path: None,
     };

@@ -36,13 +36,18 @@ source_fits(want, source) if {
 
 source_fits(want, source) if {
 	some known in want.sources
+	is_empty_folder(want, known, source)
+	size_fits(want, known.size_bytes, source.size_bytes)
+}
+
+# Whatever it may hold.
+is_empty_folder(want, known, source) if {
 	known.kind == "empty"
 	source == object.union(
 		{"kind": "empty", "volume": known.volume, "size_bytes": source.size_bytes, "group": source.group},
 		part_of_volume(want),
 	)
 	group_fits(source.group)
-	size_fits(want, known.size_bytes, source.size_bytes)
 }
 
 source_fits(want, source) if {
@@ -61,17 +66,19 @@ part_of_volume(want) := {} if not want.sub_path
 
 group_fits(group) if group in [null, pod.fs_group]
 
-size_fits(_, _, null) := true
+size_fits(_, null, null) := true
 
+# Where the manifest says none, kubelet may say what there is of memory.
 size_fits(want, null, size) if {
 	want.in_memory
 	is_number(size)
 }
 
-size_fits(want, most, size) if {
-	want.in_memory
+# A limit of the manifest's must be there. The guest knows no limit of 0.
+size_fits(_, most, size) if {
 	is_number(most)
 	is_number(size)
+	size > 0
 	size <= most
 }
 
@@ -96,7 +103,26 @@ mount_denials contains {"field": concat("", ["mounts.", mount.destination, ".sou
 	some mount in input.mounts
 	want := container.mounts[place(mount)]
 	not source_fits(want, mount.source)
+	not only_size_differs(want, mount.source)
 }
+
+mount_denials contains {"field": concat("", ["mounts.", mount.destination, ".source.size_bytes"]), "expected": expected, "actual": mount.source.size_bytes} if {
+	some mount in input.mounts
+	want := container.mounts[place(mount)]
+	some known in want.sources
+	is_empty_folder(want, known, mount.source)
+	not size_fits(want, known.size_bytes, mount.source.size_bytes)
+	expected := shown_size(known.size_bytes)
+}
+
+only_size_differs(want, source) if {
+	some known in want.sources
+	is_empty_folder(want, known, source)
+}
+
+shown_size(null) := null
+
+shown_size(most) := concat(" ", ["at most", format_int(most, 10)]) if is_number(most)
 
 shown_sources(want) := concat("", ["files of a volume ", want.volume_begins, "…"])
 

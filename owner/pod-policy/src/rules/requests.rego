@@ -5,6 +5,8 @@ ReadStdout if pod.allow.logs
 
 ReadStderr if pod.allow.logs
 
+ReadTerminationMessage if pod.allow.termination_messages
+
 WriteStdin if pod.allow.attach
 
 StartPod if {

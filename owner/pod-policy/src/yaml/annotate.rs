@@ -14,7 +14,7 @@ pub(crate) struct Annotation {
     pub(crate) document: usize,
     pub(crate) steps: Vec<Step>,
     pub(crate) name: &'static str,
-    /// A text that is plain in YAML: letters, digits, `+`, `/` and `=`.
+    /// A text that is plain in YAML: letters, digits, `+`, `/`, `=`, and after the first `-` and single blanks.
     pub(crate) value: String,
 }
 

@@ -155,16 +155,17 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         ("mounts./var/cache/web.source", |r, _| {
             r.mounts[2].source = empty("cache", None, Some(5));
         }),
-        ("mounts./var/cache/web.source", |r, _| {
+        ("mounts./var/cache/web.source.size_bytes", |r, _| {
             r.mounts[2].source = empty("cache", Some(1), None);
         }),
         ("mounts./var/cache/web.source", |r, _| {
             r.mounts[2].source = empty("scratch", None, None);
         }),
-        ("mounts./scratch.source", |r, _| {
+        ("mounts./scratch.source.size_bytes", |r, _| {
             let size_bytes = Some(65 << 20);
             r.mounts[3].source = empty("scratch", size_bytes, None);
         }),
+        ("mounts./scratch.source.size_bytes", |r, _| r.mounts[3].source = empty("scratch", None, None)),
         ("mounts./dev/termination-log.source", |r, _| {
             r.mounts[5].source = MountSource::EmptyFile { volume: "termination-log-sidecar".into() };
         }),

@@ -1,7 +1,7 @@
 //! What small manifests come to.
 
 use sealpod_agent_policy::ImageFacts;
-use sealpod_agent_protocol::{CreateContainer, SharedProcesses};
+use sealpod_agent_protocol::{CreateContainer, MountSource, SharedProcesses};
 use sealpod_pod_policy::{Manifest, Options, build, render};
 
 use crate::world::{DIGEST, SHOP, examine, fields, files, mount, pod, policy_of, variables, words};
@@ -166,6 +166,78 @@ fn containers_share_processes_where_the_pod_says_so() {
             false => assert_eq!(fields(examined), ["process_namespace"], "{share} {asked:?}"),
         }
     }
+}
+
+#[test]
+fn the_host_must_ask_for_a_volumes_limit_in_memory_and_not() {
+    let asks = |empty_dir: &str, size_bytes: Option<u64>| {
+        let spec = format!(
+            "{{automountServiceAccountToken: false, volumes: [{{name: v, emptyDir: {empty_dir}}}], \
+             containers: [{{name: a, image: i, volumeMounts: [{{name: v, mountPath: /v, subPath: part}}]}}]}}"
+        );
+        let source =
+            MountSource::Empty { volume: "v".into(), size_bytes, group: None, sub_path: Some("part".into()) };
+        let request = CreateContainer {
+            name: Some("a".into()),
+            image: "i".into(),
+            allow_privilege_escalation: true,
+            mounts: vec![mount("/v", false, source)],
+            ..CreateContainer::default()
+        };
+        examine(&policy_of(&pod(&spec), &Options::default()), &request, &ImageFacts::default())
+    };
+    const LIMITED: &str = "{sizeLimit: 1Mi}";
+    const LIMITED_IN_MEMORY: &str = "{medium: Memory, sizeLimit: 1Mi}";
+    let mib = 1 << 20;
+    for (empty_dir, size_bytes, allowed) in [
+        (LIMITED, Some(mib), true),
+        (LIMITED, Some(1), true),
+        (LIMITED, Some(mib + 1), false),
+        (LIMITED, Some(u64::MAX), false),
+        // To the kernel that is no limit.
+        (LIMITED, Some(0), false),
+        (LIMITED, None, false),
+        ("{sizeLimit: 1000}", Some(1000), true),
+        ("{sizeLimit: 1000}", Some(1001), false),
+        (LIMITED_IN_MEMORY, Some(mib), true),
+        (LIMITED_IN_MEMORY, Some(mib + 1), false),
+        (LIMITED_IN_MEMORY, Some(0), false),
+        (LIMITED_IN_MEMORY, None, false),
+        ("{}", None, true),
+        ("{}", Some(mib), false),
+        ("{sizeLimit: 0}", None, true),
+        ("{sizeLimit: 0}", Some(0), false),
+        ("{medium: Memory}", None, true),
+        ("{medium: Memory}", Some(mib), true),
+        ("{medium: Memory, sizeLimit: 0}", Some(mib), true),
+    ] {
+        let examined = asks(empty_dir, size_bytes);
+        match allowed {
+            true => assert_eq!(examined, Ok(()), "{empty_dir} {size_bytes:?}"),
+            false => {
+                assert_eq!(fields(examined), ["mounts./v.source.size_bytes"], "{empty_dir} {size_bytes:?}");
+            }
+        }
+    }
+    let reasons = |empty_dir: &str, size_bytes| {
+        let reason = asks(empty_dir, size_bytes).unwrap_err().reasons.remove(0);
+        (reason.expected, reason.actual)
+    };
+    assert_eq!(reasons(LIMITED, None), ("at most 1048576".into(), "nothing".into()));
+    assert_eq!(reasons(LIMITED, Some(mib + 1)), ("at most 1048576".into(), "1048577".into()));
+    assert_eq!(reasons("{}", Some(1)), ("nothing".into(), "1".into()));
+}
+
+#[test]
+fn limits_that_kubelet_does_not_tell_are_the_annotations() {
+    let spec = "{volumes: [{name: b, emptyDir: {sizeLimit: 1Mi}}, {name: a, emptyDir: {sizeLimit: 1k}}, \
+        {name: memory, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: plain, emptyDir: {}}, \
+        {name: unused, emptyDir: {sizeLimit: 1Mi}}], initContainers: [{name: i, image: i, volumeMounts: \
+        [{name: a, mountPath: /a}]}], containers: [{name: c, image: i, volumeMounts: [{name: a, mountPath: /a}, \
+        {name: b, mountPath: /b, subPath: c}, {name: memory, mountPath: /m}, {name: plain, mountPath: /p}]}]}";
+    let manifest = Manifest::read(&pod(spec)).unwrap();
+    let policy = build(&manifest, &manifest.pods()[0], &Options::default()).unwrap();
+    assert_eq!(policy.volume_limits().to_string(), "a=1000 b=1048576");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::{
-    ExecProcess, ForwardPort, HostEntry, ProcessRef, Request, StartPod, VolumeFile, WriteVolume,
+    ContainerRef, ExecProcess, ForwardPort, HostEntry, ProcessRef, Request, StartPod, VolumeFile, WriteVolume,
 };
 use sealpod_pod_policy::Options;
 
@@ -137,6 +137,7 @@ fn people_get_what_the_author_allowed() {
         [
             ("logs", Request::ReadStdout(process())),
             ("logs", Request::ReadStderr(process())),
+            ("messages", Request::ReadTerminationMessage(ContainerRef { container: "4f2a".into() })),
             ("attach", Request::WriteStdin(process())),
             ("exec", exec(&["ls", "-l"], |e| e.terminal = true)),
             ("any exec", exec(&["sh"], |e| e.terminal = true)),
@@ -148,6 +149,7 @@ fn people_get_what_the_author_allowed() {
     let all = [
         ("", Options::default()),
         ("logs", Options { logs: true, ..Options::default() }),
+        ("messages", Options { termination_messages: true, ..Options::default() }),
         ("attach", Options { attach: true, ..Options::default() }),
         ("exec", Options { exec: vec![words(&["ls", "-l"])], ..Options::default() }),
         ("any exec", Options { any_exec: true, ..Options::default() }),
@@ -161,7 +163,7 @@ fn people_get_what_the_author_allowed() {
             assert_eq!(policy.examine(&request, None).is_ok(), expected, "{allowed}: {request:?}");
         }
     }
-    let policy = policy_of(SHOP, &all[5].1);
+    let policy = policy_of(SHOP, &all[6].1);
     for command in [
         &["tar", "cf", "-", "--checkpoint-action=exec=sh"][..],
         &["tar", "-xmf", "-", "-C", "--to-command=sh"],

@@ -32,7 +32,7 @@ fn main(change: impl FnOnce(&mut CreateContainer)) -> Process {
 
 /// Without volumes.
 fn bare(request: &CreateContainer, process: &Process) -> Value {
-    let places = Places { volumes: &[], devices: &[], folders: &Folders::of(&request.id) };
+    let places = Places { volumes: &[], etc: &[], devices: &[], folders: &Folders::of(&request.id) };
     container(request, process, &user(), places, None).unwrap()
 }
 
@@ -40,10 +40,16 @@ fn specification(change: impl FnOnce(&mut CreateContainer)) -> Spec {
     let mut request = request();
     change(&mut request);
     let process = Process::main(&image(), &request, "pod").unwrap();
-    let volumes = [VolumeMount { destination: "/data".into(), source: "/volume".into(), read_only: true }];
+    let volume = VolumeMount {
+        destination: "/data".into(),
+        source: "/volume".into(),
+        read_only: true,
+        of_disk: false,
+    };
+    let etc = [("hosts", "/etc/hosts".to_owned())];
     let devices = [DeviceNode { path: "/dev/xvda".into(), major: 254, minor: 16, user: 0, group: 6 }];
     let folders = Folders::of(&request.id);
-    let places = Places { volumes: &volumes, devices: &devices, folders: &folders };
+    let places = Places { volumes: &[volume], etc: &etc, devices: &devices, folders: &folders };
     let json = container(&request, &process, &user(), places, None);
     serde_json::from_value(json.unwrap()).unwrap()
 }
@@ -133,7 +139,7 @@ fn privileges_are_limited() {
     assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".into()));
     assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".into()));
     assert_eq!(process.user().uid(), 1000);
-    assert_eq!(process.user().additional_gids().as_deref(), Some([29].as_slice()));
+    assert_eq!(process.user().additional_gids().as_deref(), Some([29, 1001].as_slice()));
 }
 
 #[test]
@@ -167,7 +173,7 @@ fn privileges_are_those_that_were_asked_for() {
     // The runtime filters before it drops what it takes to do so.
     assert_eq!(process.no_new_privileges(), None);
     assert!(spec.linux().as_ref().unwrap().seccomp().is_some());
-    assert_eq!(process.user().additional_gids().as_deref(), Some([29, 4000].as_slice()));
+    assert_eq!(process.user().additional_gids().as_deref(), Some([29, 1001, 4000].as_slice()));
 
     let none = Privileges::of_request(&CreateContainer { capabilities: Some([].into()), ..request() });
     assert!(none.unwrap().capabilities.is_empty());
