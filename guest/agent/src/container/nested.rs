@@ -200,6 +200,7 @@ mod tests {
             let outside = volume(folder, "outside", "/outside");
             let one = volume(folder, "one", "/a");
             fs::create_dir(one.source.join("down")).unwrap();
+            fs::create_dir(one.source.join("beside")).unwrap();
             for (link, target) in [
                 ("absolute", "/"),
                 ("up", "../outside"),
@@ -208,6 +209,7 @@ mod tests {
                 ("loop", "loop"),
                 ("dangling", "not-there"),
                 ("inside", "down"),
+                ("down/back", "../beside"),
                 ("to-file", "name"),
             ] {
                 symlink(target, one.source.join(link)).unwrap();
@@ -228,6 +230,7 @@ mod tests {
                 "loop/x",
                 "dangling",
                 "to-file",
+                "down/back/x",
                 "name",
             ]
             .into_iter()
@@ -246,6 +249,7 @@ mod tests {
     fn no_link_leads_into_what_is_mounted_beside() {
         apart(|folder| {
             let one = volume(folder, "one", "/a");
+            fs::create_dir(one.source.join("b")).unwrap();
             symlink("b", one.source.join("c")).unwrap();
             let given = [one, volume(folder, "two", "/a/b"), volume(folder, "three", "/a/c")];
             let refused = mount(&given, &folder.join("places")).unwrap_err();
