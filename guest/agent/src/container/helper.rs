@@ -146,7 +146,10 @@ fn create(create: &Create) -> Result<i32, Error> {
     let folders = Folders::of(&request.id);
     folders.mount_root(&create.layers).map_err(io_while("mount the root file system"))?;
     let process = spec::Process::main(&create.image, request, &create.hostname)?;
-    let user = User::look_up(&folders.root, &process.user)?;
+    let user = match &request.user {
+        Some(user) => User::look_up(&folders.root, user)?,
+        None => User::of_image(&folders.root, &process.user)?,
+    };
     create_folder(&folders.root, Path::new(&process.working_directory))
         .map_err(io_while("create the working directory"))?;
     let namespace = create.process_namespace.as_deref();

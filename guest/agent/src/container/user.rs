@@ -1,7 +1,8 @@
 //! Who a container's process runs as, looked up in the image's own `/etc/passwd` and `/etc/group`.
 //!
 //! The grammar is that of the image config's `User`: `user[:group]`, each a name or a number. The other groups are those
-//! that list the user, as Kubernetes has it (`supplementalGroupsPolicy: Merge`), whichever group was named.
+//! that list the user. Where a request names a group, they stay, as Kubernetes has it (`supplementalGroupsPolicy: Merge`);
+//! where the image itself does, it is the only one (OCI image specification, `config.User`).
 
 use std::io::Read;
 use std::path::Path;
@@ -30,7 +31,15 @@ pub(super) enum Error {
 }
 
 impl User {
-    /// Looks a user up below `root`. An empty `spec` is root.
+    /// Looks the image's own user up below `root`. An empty `spec` is root.
+    pub(super) fn of_image(root: &Path, spec: &str) -> Result<Self, Error> {
+        let user = Self::look_up(root, spec)?;
+        let names_a_group = spec.split_once(':').is_some_and(|(_, group)| !group.is_empty());
+        let additional_gids = if names_a_group { Vec::new() } else { user.additional_gids };
+        Ok(Self { additional_gids, ..user })
+    }
+
+    /// Looks a user that a request names up below `root`. An empty `spec` is root.
     pub(super) fn look_up(root: &Path, spec: &str) -> Result<Self, Error> {
         Self::find(spec, &read(root, "etc/passwd"), &read(root, "etc/group"))
     }
@@ -168,6 +177,23 @@ mod tests {
         assert_eq!(find("app:4242"), user(1000, 4242, &[29, 10], "/home/app"));
         assert_eq!(find("app:audio"), user(1000, 29, &[29, 10], "/home/app"));
         assert_eq!(find(":video"), user(0, 44, &[], "/root"));
+    }
+
+    #[test]
+    fn a_group_that_the_image_names_is_the_only_one() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        std::fs::write(root.path().join("etc/group"), GROUP).unwrap();
+        for (spec, gid, more) in [
+            ("app:video", 44, &[][..]),
+            ("1000:44", 44, &[]),
+            ("app", 1001, &[29, 10]),
+            ("app:", 1001, &[29, 10]),
+        ] {
+            let found = User::of_image(root.path(), spec).unwrap();
+            assert_eq!(found, user(1000, gid, more, "/home/app"), "{spec}");
+        }
     }
 
     #[test]
