@@ -64,7 +64,7 @@ fn the_guests_programs_name_no_path_of_the_machine_that_built_them() {
     let read = |name: &str| std::fs::read(guest().join(name)).unwrap();
     // One chunk of a legacy frame, after the frame's magic number and the chunk's length.
     let initrd = lz4::block::decompress(&read("initrd.cpio.lz4")[8..], Some(8 << 20)).unwrap();
-    for (place, content) in [("initrd", initrd), ("agent.disk", read("agent.disk"))] {
+    for (place, content) in [("initrd", initrd), ("agent.rom", read("agent.rom"))] {
         let positions = |what: &[u8]| -> Vec<usize> {
             content
                 .windows(what.len())

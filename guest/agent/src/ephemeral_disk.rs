@@ -16,9 +16,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, mount_remount};
-use sealpod_loader::disk::with_serial;
 use zeroize::Zeroizing;
 
+use crate::disks::with_serial;
 use crate::modules;
 
 /// Its serial number.
@@ -38,11 +38,10 @@ pub(crate) struct Error {
 
 /// Takes the ephemeral disk into use, if the machine has one.
 pub(crate) fn attach() -> Result<(), Error> {
-    let found = with_serial(SERIAL).map_err(io::Error::from);
-    let Some(disk) = found.map_err(while_("look for the disk"))? else { return Ok(()) };
+    let Some(disk) = with_serial(SERIAL).map_err(while_("look for the disk"))? else { return Ok(()) };
     let loaded = modules::load(modules::ENCRYPTION).map_err(io::Error::other);
     loaded.map_err(while_("load the kernel modules of encryption"))?;
-    let disk = Path::new("/dev").join(disk.as_str());
+    let disk = Path::new("/dev").join(disk);
     let encrypted = encrypt(&disk).map_err(while_("encrypt the disk"))?;
     let size = make_swap(&encrypted).map_err(while_("write the swap header"))?;
     swap_on(&encrypted).map_err(while_("use the disk as swap space"))?;

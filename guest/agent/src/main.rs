@@ -6,6 +6,7 @@ mod attestation;
 mod boot;
 mod config;
 mod container;
+mod disks;
 mod ephemeral_disk;
 mod failure;
 mod forward;

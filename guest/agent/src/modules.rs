@@ -1,19 +1,20 @@
-//! Kernel modules beyond those of the boot, in groups. They come on the agent's disk, which the host may have written
-//! anything to; the measured initrd says what must be there: `/modules/GROUP.list` has a line for each module
+//! Kernel modules beyond those of the boot, in groups. They come in the agent's ROM, where the host may have put
+//! anything; the measured initrd says what must be there: `/modules/GROUP.list` has a line for each module
 //! ([`Entry`]), in order of their dependencies. A kernel that has everything built in has empty groups.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::system::init_module;
-use sealpod_loader::disk::{AGENT, Entry, with_serial};
 use sealpod_loader::modules::FOLDER;
+use sealpod_loader::rom::{Entry, Rom};
 
 /// What vsock needs.
 pub(crate) const VSOCK: &str = "vsock";
+/// Disks.
+pub(crate) const DISKS: &str = "disks";
 /// Network cards.
 pub(crate) const NETWORK: &str = "network";
 /// Containers' root file systems.
@@ -28,9 +29,9 @@ pub(crate) enum Error {
     List { path: PathBuf, source: io::Error },
     #[error("{} does not say in line {line} what it should be", .path.display())]
     Line { path: PathBuf, line: usize },
-    #[error("cannot find the agent's disk")]
-    Disk(#[source] io::Error),
-    #[error("cannot read {module} from the agent's disk")]
+    #[error("cannot map the agent's ROM")]
+    Rom(#[source] io::Error),
+    #[error("cannot read {module} from the agent's ROM")]
     Read { module: String, source: io::Error },
     #[error("{module} is not the module that was measured: expected BLAKE2b {expected}, got {actual}")]
     Other { module: String, expected: String, actual: String },
@@ -45,11 +46,11 @@ pub(crate) fn load(group: &str) -> Result<(), Error> {
     if list.is_empty() {
         return Ok(());
     }
-    let disk = agents_disk().map_err(Error::Disk)?;
+    let rom = Rom::map().map_err(|error| Error::Rom(error.into()))?;
     for (index, line) in list.lines().enumerate() {
         let entry =
             Entry::of_line(line).ok_or_else(|| Error::Line { path: path.clone(), line: index + 1 })?;
-        match init_module(&read(&disk, entry)?, c"") {
+        match init_module(&read(&rom, entry)?, c"") {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(error) => {
                 return Err(Error::Refused { module: entry.name.to_owned(), source: error.into() });
@@ -59,17 +60,12 @@ pub(crate) fn load(group: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn agents_disk() -> io::Result<File> {
-    let name = with_serial(AGENT)?.ok_or(io::ErrorKind::NotFound)?;
-    File::open(Path::new("/dev").join(name.as_str()))
-}
-
 /// A file's content, which has its digest.
-fn read(disk: &File, entry: Entry<'_>) -> Result<Vec<u8>, Error> {
+fn read(rom: &Rom, entry: Entry<'_>) -> Result<Vec<u8>, Error> {
     let module = || entry.name.to_owned();
     let mut content = vec![0; entry.length];
-    disk.read_exact_at(&mut content, entry.offset)
-        .map_err(|source| Error::Read { module: module(), source })?;
+    rom.read(entry.offset, &mut content)
+        .map_err(|error| Error::Read { module: module(), source: error.into() })?;
     let actual = blake2b_simd::blake2b(&content).to_hex();
     if actual.as_str() != entry.digest {
         let (expected, actual) = (entry.digest.to_owned(), actual.to_string());
@@ -83,14 +79,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_on_the_disk_is_taken_if_it_has_its_digest() {
+    fn what_is_in_the_rom_is_taken_if_it_has_its_digest() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+        let path = folder.path().join("rom");
         fs::write(&path, b"agent one two").unwrap();
-        let disk = File::open(&path).unwrap();
+        let rom = Rom::of_file(fs::File::open(&path).unwrap()).unwrap();
         let digest = blake2b_simd::blake2b(b"one").to_hex();
         let entry = Entry { name: "one.ko", offset: 6, length: 3, digest: &digest };
-        assert_eq!(read(&disk, entry).unwrap(), b"one");
+        assert_eq!(read(&rom, entry).unwrap(), b"one");
 
         let others = [
             Entry { offset: 10, ..entry },
@@ -99,11 +95,11 @@ mod tests {
             Entry { digest: &digest[1..], ..entry },
         ];
         for other in others {
-            let error = read(&disk, other).unwrap_err();
+            let error = read(&rom, other).unwrap_err();
             assert!(matches!(error, Error::Other { .. }), "{other:?}: {error}");
             assert!(error.to_string().contains("one.ko is not the module that was measured"), "{error}");
         }
-        let cut = read(&disk, Entry { offset: 11, ..entry }).unwrap_err();
+        let cut = read(&rom, Entry { offset: 11, ..entry }).unwrap_err();
         assert!(matches!(cut, Error::Read { .. }), "{cut}");
     }
 }

@@ -10,7 +10,7 @@ use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
 use serde::Serialize;
 
-use crate::agent_disk::AgentDisk;
+use crate::agent_rom::AgentRom;
 use crate::cpio::Archive;
 use crate::error::{Error, io};
 use crate::lz4;
@@ -34,7 +34,7 @@ const MANIFEST: &str = "guest.json";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio.lz4";
 const AGENT: &str = "sealpod-agent";
-const AGENT_DISK: &str = "agent.disk";
+const AGENT_ROM: &str = "agent.rom";
 const FIRMWARE: &str = "OVMF_CODE.fd";
 const FIRMWARE_VARIABLES: &str = "OVMF_VARS.fd";
 
@@ -68,7 +68,7 @@ pub struct GuestManifest {
     pub kernel: String,
     /// The initrd.
     pub initrd: String,
-    /// The disk of the agent, whose digest is in the initrd.
+    /// The ROM with the agent, whose digest is in the initrd.
     pub agent: String,
     /// The UEFI firmware's code.
     pub firmware: String,
@@ -91,7 +91,7 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
         version: 1,
         kernel: KERNEL.into(),
         initrd: INITRD.into(),
-        agent: AGENT_DISK.into(),
+        agent: AGENT_ROM.into(),
         firmware: FIRMWARE.into(),
         firmware_variables: FIRMWARE_VARIABLES.into(),
         cmdline: cmdline(options.cmdline.as_deref())?,
@@ -100,11 +100,11 @@ pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
     };
     check_replaceable(&options.output)?;
     let json = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from);
-    let (initrd, disk) = initrd_and_disk(options)?;
+    let (initrd, rom) = initrd_and_rom(options)?;
     let files = [
         (KERNEL, read_kernel(&options.kernel)?),
         (INITRD, initrd),
-        (AGENT_DISK, disk),
+        (AGENT_ROM, rom),
         (FIRMWARE, read_firmware(&options.firmware)?),
         (FIRMWARE_VARIABLES, read_firmware(&options.firmware_variables)?),
         (MANIFEST, (json.map_err(io("write", Path::new(MANIFEST)))? + "\n").into_bytes()),
@@ -153,22 +153,22 @@ fn read_firmware(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The initrd, and the disk that it describes.
-fn initrd_and_disk(options: &BuildOptions) -> Result<(Vec<u8>, Vec<u8>), Error> {
-    let (mut initrd, mut disk) = (Archive::default(), AgentDisk::default());
+/// The initrd, and the ROM that it describes.
+fn initrd_and_rom(options: &BuildOptions) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let (mut initrd, mut rom) = (Archive::default(), AgentRom::default());
     initrd.program("init", read_program(&options.loader)?);
-    let agent = disk.add(AGENT, &read_program(&options.agent)?);
+    let agent = rom.add(AGENT, &read_program(&options.agent)?);
     initrd.file("agent.list", agent.into_bytes());
     initrd.folder("modules");
     let ModuleGroups { lists, files } = ModuleGroups::collect(&options.modules)?;
     let (booting, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
         files.into_iter().partition(|(name, _)| lists[BOOT].contains(name));
-    let on_disk: BTreeMap<_, _> =
-        others.iter().map(|(name, content)| (name, disk.add(name, content))).collect();
+    let in_rom: BTreeMap<_, _> =
+        others.iter().map(|(name, content)| (name, rom.add(name, content))).collect();
     for (group, names) in &lists {
         let list: String = names
             .iter()
-            .map(|name| on_disk.get(name).cloned().unwrap_or_else(|| format!("{name}\n")))
+            .map(|name| in_rom.get(name).cloned().unwrap_or_else(|| format!("{name}\n")))
             .collect();
         initrd.file(&format!("modules/{group}.list"), list.into_bytes());
     }
@@ -176,7 +176,7 @@ fn initrd_and_disk(options: &BuildOptions) -> Result<(Vec<u8>, Vec<u8>), Error> 
         initrd.file(&format!("modules/{name}"), content);
     }
     let packed = lz4::pack(&initrd.into_bytes()?).map_err(io("pack", Path::new(INITRD)))?;
-    Ok((packed, disk.into_bytes()))
+    Ok((packed, rom.into_bytes()))
 }
 
 /// A program that runs alone: nothing else is in the initrd.
@@ -234,10 +234,10 @@ fn put(output: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use sealpod_loader::disk::Entry;
+    use sealpod_loader::rom::Entry;
 
     use super::*;
-    use crate::agent_disk::PAGE;
+
     use crate::module_groups;
     use crate::test_elf;
 
@@ -290,7 +290,7 @@ mod tests {
         let inputs = Inputs::new();
         let manifest = build(&inputs.options("one")).unwrap();
         assert_eq!(build(&inputs.options("two")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, AGENT_DISK, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT_ROM, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |folder: &str| fs::read(inputs.path(folder).join(name)).unwrap();
             assert!(read("one") == read("two"), "{name}");
         }
@@ -312,7 +312,7 @@ mod tests {
         }
         copy_backwards(inputs.modules.path(), copies.modules.path());
         assert_eq!(build(&copies.options("guest")).unwrap(), manifest);
-        for name in [MANIFEST, KERNEL, INITRD, AGENT_DISK, FIRMWARE, FIRMWARE_VARIABLES] {
+        for name in [MANIFEST, KERNEL, INITRD, AGENT_ROM, FIRMWARE, FIRMWARE_VARIABLES] {
             let read = |inputs: &Inputs| fs::read(inputs.path("guest").join(name)).unwrap();
             assert!(read(&inputs) == read(&copies), "{name}");
         }
@@ -340,7 +340,7 @@ mod tests {
         fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
     }
 
-    /// The initrd is measured, and the disk is not.
+    /// The initrd is measured, and the ROM is not.
     #[test]
     fn another_agent_makes_another_initrd() {
         let inputs = Inputs::new();
@@ -351,12 +351,12 @@ mod tests {
         inputs.write("agent", &agent);
         build(&inputs.options("two")).unwrap();
         assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
-        assert!(read("two/agent.disk").starts_with(&agent));
-        assert!(read("two/agent.disk").len().is_multiple_of(PAGE));
+        assert!(read("two/agent.rom").starts_with(&agent));
+        assert!(read("two/agent.rom").len().is_power_of_two());
     }
 
     #[test]
-    fn another_module_on_the_disk_makes_another_initrd() {
+    fn another_module_in_the_rom_makes_another_initrd() {
         let inputs = Inputs::new();
         build(&inputs.options("one")).unwrap();
         let module = inputs.modules.path().join("kernel/fs/overlay.ko");
@@ -366,25 +366,24 @@ mod tests {
         build(&inputs.options("two")).unwrap();
         let read = |path: &str| fs::read(inputs.path(path)).unwrap();
         assert!(read("one/initrd.cpio.lz4") != read("two/initrd.cpio.lz4"));
-        assert!(read("one/agent.disk") != read("two/agent.disk"));
+        assert!(read("one/agent.rom") != read("two/agent.rom"));
     }
 
-    /// What the initrd says of the disk is what is on it.
+    /// What the initrd says of the ROM is what is in it.
     #[test]
-    fn the_disk_has_each_file_where_the_initrd_says() {
+    fn the_rom_has_each_file_where_the_initrd_says() {
         let inputs = Inputs::new();
         build(&inputs.options("guest")).unwrap();
-        let disk = fs::read(inputs.path("guest/agent.disk")).unwrap();
+        let rom = fs::read(inputs.path("guest/agent.rom")).unwrap();
         let initrd = lz4::tests::unpack(&fs::read(inputs.path("guest/initrd.cpio.lz4")).unwrap());
         let initrd = String::from_utf8_lossy(&initrd);
         let mut found = Vec::new();
         for entry in initrd.split(['\n', '\0']).filter_map(Entry::of_line) {
-            let offset = usize::try_from(entry.offset).unwrap();
-            let content = &disk[offset..offset + entry.length];
+            let content = &rom[entry.offset..][..entry.length];
             assert_eq!(blake2b_simd::blake2b(content).to_hex().as_str(), entry.digest, "{}", entry.name);
             found.push(entry.name);
         }
-        let expected = "sealpod-agent cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko \
+        let expected = "sealpod-agent virtio_blk.ko cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko \
                         failover.ko net_failover.ko virtio_net.ko overlay.ko \
                         vsock.ko vmw_vsock_virtio_transport_common.ko vmw_vsock_virtio_transport.ko";
         assert_eq!(found.join(" "), expected);

@@ -9,8 +9,9 @@ use crate::module::{Module, canonical};
 
 /// The groups that are loaded, with the modules that are wanted of each; the first is always loaded, by the loader, and
 /// the others, by the agent, build on it. `ecb` is in no module's `depends=`: `xts` asks for it by name at run time.
-const GROUPS: [(&str, &[&str]); 5] = [
-    (BOOT, &["virtio_pci", "virtio_blk", "virtio_console"]),
+const GROUPS: [(&str, &[&str]); 6] = [
+    (BOOT, &["virtio_pci", "virtio_console"]),
+    ("disks", &["virtio_blk"]),
     ("vsock", &["vmw_vsock_virtio_transport"]),
     ("network", &["virtio_net"]),
     ("overlay", &["overlay"]),
@@ -177,10 +178,8 @@ pub(crate) mod tests {
         let groups = ModuleGroups::collect(folder().path()).unwrap();
         let lists: Vec<_> = groups.lists.iter().map(|(group, list)| (*group, list.join(" "))).collect();
         let expected = [
-            (
-                "boot",
-                "virtio.ko virtio_ring.ko virtio_pci_modern_dev.ko virtio_pci.ko virtio_blk.ko virtio_console.ko",
-            ),
+            ("boot", "virtio.ko virtio_ring.ko virtio_pci_modern_dev.ko virtio_pci.ko virtio_console.ko"),
+            ("disks", "virtio_blk.ko"),
             ("encryption", "cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko"),
             ("network", "failover.ko net_failover.ko virtio_net.ko"),
             ("overlay", "overlay.ko"),

@@ -1,6 +1,6 @@
-//! What the loader does to have a disk, and how what is on it is found.
+//! The loader's parts that the agent uses too: the ROM in which both find what the host brings, and where modules are.
 
 #![no_std]
 
-pub mod disk;
 pub mod modules;
+pub mod rom;

@@ -1,5 +1,5 @@
-//! The first program of a guest. The measured initrd holds it, the modules that the kernel needs for a disk, and the
-//! agent's digest; the agent itself comes on a disk of the host's, and runs if it is the one that the digest names.
+//! The first program of a guest. The measured initrd holds it, the modules that the kernel needs to hear the host, and the
+//! agent's digest; the agent itself comes in a ROM of the host's, and runs if it is the one that the digest names.
 //!
 //! Firmware hashes every byte of the initrd with each algorithm that the TPM knows, 204 instructions a byte. Here it is
 //! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly. For
@@ -18,16 +18,17 @@ mod system;
 use core::convert::Infallible;
 use core::fmt;
 
-use rustix::fs::{CWD, Mode, OFlags, mkdir, open, openat};
-use rustix::io::{Errno, read, write};
+use rustix::fs::{Mode, OFlags, mkdir, open};
+use rustix::io::{Errno, read};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
-use sealpod_loader::{disk, modules};
+use sealpod_loader::modules;
+use sealpod_loader::rom::{Entry, Mapping, Rom};
 
 use program::Digest;
 use system::{Console, execute};
 
-/// Where on its disk the agent is, and its digest: a line as [`disk::Entry`] has it.
+/// Where in the ROM the agent is, and its digest: a line as [`Entry`] has it.
 const LIST: &str = "/agent.list";
 /// More than that.
 const LIST_BYTES: usize = 512;
@@ -46,10 +47,8 @@ enum Error {
     Modules(#[from] modules::Error),
     #[error("{LIST} of the initrd does not say what it should be")]
     NoEntry,
-    #[error("there is no disk with the serial {:?}", disk::AGENT)]
-    NoDisk,
     #[error(transparent)]
-    Program(#[from] program::Error),
+    Other(#[from] program::Other),
 }
 
 #[cfg(not(panic = "abort"))]
@@ -91,29 +90,26 @@ fn load() -> Result<Infallible, Error> {
         mount(kind, target, kind, hard, c"").map_err(while_("mount the kernel's file systems"))?;
     }
     modules::load()?;
-    let found = disk::with_serial(disk::AGENT).map_err(while_("look for the agent's disk"))?;
-    take(found.ok_or(Error::NoDisk)?)?;
+    take()?;
     Err(Error::System { doing: "run the agent", why: execute(AGENT) })
 }
 
-/// Takes the agent from the disk into the guest's memory, where the host cannot change it.
-fn take(disk: disk::Name) -> Result<(), Error> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+/// Takes the agent from the ROM into the guest's memory, where the host cannot change it.
+fn take() -> Result<(), Error> {
     let mut line = [0; LIST_BYTES];
-    let file = open(LIST, flags, Mode::empty()).map_err(while_("open the agent's digest"))?;
-    let length = read(&file, &mut line).map_err(while_("read the agent's digest"))?;
-    let line = line.get(..length).and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
-    let entry = disk::Entry::of_line(line.trim_ascii_end()).filter(|entry| entry.offset == 0);
-    let entry = entry.ok_or(Error::NoEntry)?;
+    let file = open(LIST, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let length = read(file.map_err(while_("open the agent's digest"))?, &mut line);
+    let line = line.get(..length.map_err(while_("read the agent's digest"))?);
+    let line = line.and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
+    let Entry { offset, length, digest, .. } = Entry::of_line(line.trim_ascii_end()).ok_or(Error::NoEntry)?;
 
-    let devices = openat(CWD, "/dev", flags, Mode::empty()).map_err(while_("open /dev"))?;
-    // It is read once: past the cache, which would be a second copy.
-    let from = openat(&devices, disk.as_str(), flags | OFlags::DIRECT, Mode::empty());
-    let from = from.map_err(while_("open the agent's disk"))?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-    let to = open(AGENT, flags, Mode::from_raw_mode(0o700)).map_err(while_("create the agent's file"))?;
-    let digest = Digest::of_digits(entry.digest);
-    program::copy(|buffer| read(&from, buffer), |bytes| write(&to, bytes), entry.length, digest)?;
+    let rom = Rom::map().map_err(while_("map the agent's ROM"))?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let agent = open(AGENT, flags, Mode::from_raw_mode(0o700)).map_err(while_("create the agent's file"))?;
+    rom.append(offset, length, &agent).map_err(while_("copy the agent"))?;
+    let copy = Mapping::of(&agent, length).map_err(while_("map the agent's file"))?;
+    // SAFETY: as many bytes were written to it, and this is the only program.
+    program::check(unsafe { copy.bytes() }, Digest::of_digits(digest))?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The kernel modules that it takes to have a disk, which are in the initrd.
+//! The kernel modules that it takes to hear the host, which are in the initrd.
 //!
 //! `/modules/boot.list` names their files, one a line, in order of their dependencies. A kernel that has everything built
 //! in has an empty list.
@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, read};
 use rustix::system::finit_module;
 
-/// Where the modules are, and the lists of those that are on the agent's disk.
+/// Where the modules are, and the lists of those that are in the agent's ROM.
 pub const FOLDER: &str = "/modules";
 
 const LIST: &str = "boot.list";

@@ -13,8 +13,8 @@ use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 /// The name of the virtio-serial port, which the agent looks for.
 pub(crate) const PORT_NAME: &str = "sealpod.agent";
 
-/// The disk that holds the agent.
-const AGENT: &str = "agent";
+/// The slot of the agent's ROM, where the guest looks for it.
+const ROM_SLOT: &str = "1e.0";
 
 /// What a card has unless it is told otherwise, in bytes.
 const ETHERNET_MTU: u32 = 1500;
@@ -28,6 +28,8 @@ pub(crate) struct Machine<'a> {
     /// The VM's own copy of the firmware's variables, where it has firmware.
     pub(crate) variables: Option<PathBuf>,
     pub(crate) disk: Option<PathBuf>,
+    /// The size of the agent's ROM.
+    pub(crate) rom_bytes: u64,
     /// Sockets on which this process listens, or swtpm does.
     pub(crate) console: PathBuf,
     pub(crate) qmp: PathBuf,
@@ -62,6 +64,11 @@ impl Machine<'_> {
             "-smp",
             &self.config.cpus.to_string(),
         ]);
+        if let Some(file) = &self.config.memory_file {
+            let options = format!(",id=memory,size={}M,share=on", self.config.memory_mib);
+            arguments.words(["-machine", "memory-backend=memory", "-object"]);
+            arguments.option("memory-backend-file,mem-path=", file, &options);
+        }
         self.boot(&mut arguments);
         arguments.words(["-chardev"]).option("socket,id=console,path=", &self.console, "");
         arguments.words(["-device", "isa-serial,chardev=console"]);
@@ -99,10 +106,10 @@ impl Machine<'_> {
         arguments.words(["-kernel"]).path(&guest.kernel);
         arguments.words(["-initrd"]).path(&guest.initrd);
         arguments.words(["-append", &self.config.cmdline()]);
-        // Nobody writes to it, so no VM needs to lock it.
-        let options = format!(",if=none,id={AGENT},format=raw,readonly=on,file.locking=off");
-        arguments.words(["-drive"]).option("file=", &guest.agent, &options);
-        arguments.words(["-device", &format!("virtio-blk-pci,drive={AGENT},serial={AGENT}")]);
+        // All VMs have the same pages of it.
+        let options = format!(",id=rom,size={},share=on,readonly=on", self.rom_bytes);
+        arguments.words(["-object"]).option("memory-backend-file,mem-path=", &guest.agent, &options);
+        arguments.words(["-device", &format!("ivshmem-plain,memdev=rom,addr={ROM_SLOT}")]);
     }
 
     fn agent(&self, arguments: &mut Arguments) {
@@ -222,8 +229,8 @@ mod tests {
         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
         -machine q35,max-ram-below-4g=256M";
     const KERNEL: &str = "-kernel /guest/vmlinuz -initrd /guest/initrd.cpio -append console=ttyS0 panic=-1";
-    const DISK: &str = "-drive file=/guest/agent,if=none,id=agent,format=raw,readonly=on,file.locking=off \
-        -device virtio-blk-pci,drive=agent,serial=agent";
+    const ROM: &str = "-object memory-backend-file,mem-path=/guest/agent,id=rom,size=16777216,share=on,readonly=on \
+        -device ivshmem-plain,memdev=rom,addr=1e.0";
     const FIRMWARE: &str = "-drive file=/guest/CODE.fd,if=pflash,unit=0,format=raw,readonly=on \
         -drive file=/run/vars.fd,if=pflash,unit=1,format=raw";
     const SOCKETS: &str = "-chardev socket,id=console,path=/run/console.sock -device isa-serial,chardev=console \
@@ -239,6 +246,7 @@ mod tests {
             network: Cards::User { ports: &[] },
             variables: Some("/run/vars.fd".into()),
             disk: None,
+            rom_bytes: 16 << 20,
             console: "/run/console.sock".into(),
             qmp: "/run/qmp.sock".into(),
             tpm: None,
@@ -256,7 +264,7 @@ mod tests {
         assert_eq!(
             line(&machine(&config())),
             format!(
-                "{BASE} {tcg} {FIRMWARE} {KERNEL} {DISK} {SOCKETS} {SERIAL} -netdev user,id=network {CARD}"
+                "{BASE} {tcg} {FIRMWARE} {KERNEL} {ROM} {SOCKETS} {SERIAL} -netdev user,id=network {CARD}"
             )
         );
     }
@@ -278,9 +286,18 @@ mod tests {
         assert_eq!(
             line(&machine),
             format!(
-                "{BASE} {kvm} {KERNEL} sealpod.tee=sample {DISK} {SOCKETS} {vsock} -netdev user,id=network {CARD}"
+                "{BASE} {kvm} {KERNEL} sealpod.tee=sample {ROM} {SOCKETS} {vsock} -netdev user,id=network {CARD}"
             )
         );
+    }
+
+    #[test]
+    fn memory_may_be_a_file() {
+        let config = SandboxConfig { memory_file: Some("/proc/7/fd/8".into()), ..config() };
+        let file = "-m 512M -smp 1 -machine memory-backend=memory \
+            -object memory-backend-file,mem-path=/proc/7/fd/8,id=memory,size=512M,share=on";
+        let line = line(&machine(&config));
+        assert!(line.contains(file), "{line}");
     }
 
     #[test]

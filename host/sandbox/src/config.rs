@@ -19,6 +19,9 @@ pub struct SandboxConfig {
     pub extra_cmdline: String,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// A file of that size which is the memory, such as one that is held in this machine's: for benchmarks. The VM
+    /// leaves in it what it wrote.
+    pub memory_file: Option<PathBuf>,
     /// Virtual processors.
     pub cpus: u32,
     /// Size of a disk that lives as long as the VM, in MiB; none if 0.
@@ -55,6 +58,7 @@ impl SandboxConfig {
             guest,
             extra_cmdline: String::new(),
             memory_mib: 512,
+            memory_file: None,
             cpus: 1,
             ephemeral_disk_mib: 0,
             pluggable_disks: false,

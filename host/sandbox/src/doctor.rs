@@ -24,6 +24,10 @@ pub struct Check {
 
 /// The oldest QEMU that is known to do all that is asked of it.
 const QEMU_VERSION: (u32, u32) = (7, 2);
+/// What a pod's machine is made of, and not every distribution's QEMU has: `qemu-kvm` of RHEL and its relatives has no
+/// `ivshmem-plain`.
+const DEVICES: [&str; 5] =
+    ["ivshmem-plain", "virtio-serial-pci", "virtio-net-pci", "virtio-blk-pci", "tpm-crb"];
 /// What a small pod takes, with QEMU's own.
 const MEMORY_MIB: u64 = 1024;
 /// Where distributions put the UEFI firmware.
@@ -70,20 +74,30 @@ fn judge_program(name: &'static str, program: Program, found: Option<PathBuf>) -
 
 async fn qemu() -> Check {
     let Ok(path) = QEMU.find() else { return program("qemu", QEMU) };
-    let mut version = process::command(&path);
-    version.arg("--version");
-    let output = match process::run(version).await {
-        Ok((_, output)) => output,
-        Err(error) => return bad("qemu", format!("{}: {error}", path.display()), QEMU.advice()),
+    let says = async |arguments: &[&str]| {
+        let mut command = process::command(&path);
+        command.args(arguments);
+        let failed = |error| bad("qemu", format!("{}: {error}", path.display()), QEMU.advice());
+        Ok(process::run(command).await.map_err(failed)?.1)
     };
-    judge_qemu(&output)
+    match async { Ok((says(&["--version"]).await?, says(&["-device", "help"]).await?)) }.await {
+        Ok((version, devices)) => judge_qemu(&version, &devices),
+        Err(check) => check,
+    }
 }
 
-fn judge_qemu(output: &str) -> Check {
-    let first = output.lines().next().unwrap_or_default();
+fn judge_qemu(version: &str, devices: &str) -> Check {
+    let first = version.lines().next().unwrap_or_default();
+    let missing: Vec<&str> =
+        DEVICES.into_iter().filter(|name| !devices.contains(&format!("name \"{name}\""))).collect();
     let (major, minor) = QEMU_VERSION;
     match version_in(first) {
-        Some(version) if version >= QEMU_VERSION => good("qemu", first),
+        Some(version) if version >= QEMU_VERSION && missing.is_empty() => good("qemu", first),
+        Some(version) if version >= QEMU_VERSION => bad(
+            "qemu",
+            format!("{first} lacks {}", missing.join(", ")),
+            "use QEMU as its project builds it, such as that of Debian, Ubuntu or Fedora",
+        ),
         Some(_) => bad(
             "qemu",
             format!("expected {major}.{minor} or newer, got {first}"),
@@ -204,11 +218,21 @@ mod tests {
 
     #[test]
     fn an_old_qemu_is_told_from_a_good_one() {
-        let old = judge_qemu("QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2)\nCopyright");
+        let devices = DEVICES.map(|name| format!("name \"{name}\", bus PCI")).join("\n");
+        let old = judge_qemu("QEMU emulator version 6.2.0 (Debian 1:6.2+dfsg-2)\nCopyright", &devices);
         assert!(!old.ok && old.detail.contains("expected 7.2 or newer") && old.advice.is_some());
-        assert!(judge_qemu("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)").ok);
-        assert!(judge_qemu("QEMU emulator version 10.0.2").ok);
-        assert!(!judge_qemu("sh: not found").ok);
+        assert!(judge_qemu("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", &devices).ok);
+        assert!(judge_qemu("QEMU emulator version 10.0.2", &devices).ok);
+        assert!(!judge_qemu("sh: not found", &devices).ok);
+    }
+
+    #[test]
+    fn a_qemu_without_a_device_is_told_from_a_good_one() {
+        let devices =
+            "name \"virtio-serial-pci\", bus PCI\nname \"virtio-net-pci\"\nname \"virtio-blk-pci\"\n";
+        let check = judge_qemu("QEMU emulator version 8.0.0 (qemu-kvm-8.0.0-1.el9)", devices);
+        assert!(!check.ok && check.advice.is_some());
+        assert!(check.detail.ends_with("lacks ivshmem-plain, tpm-crb"), "{}", check.detail);
     }
 
     #[test]

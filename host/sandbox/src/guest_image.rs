@@ -13,7 +13,7 @@ pub struct GuestImage {
     pub kernel: PathBuf,
     /// The initial file system.
     pub initrd: PathBuf,
-    /// The agent, a disk for all VMs to read.
+    /// The agent, a ROM for all VMs to read.
     pub agent: PathBuf,
     /// The UEFI firmware's code.
     pub firmware: PathBuf,
@@ -75,7 +75,7 @@ impl GuestImage {
         Ok(Self {
             kernel: file_of(folder, &manifest.kernel)?,
             initrd: file_of(folder, &manifest.initrd)?,
-            agent: file_of(folder, &manifest.agent)?,
+            agent: rom_of(folder, &manifest.agent)?,
             firmware: file_of(folder, &manifest.firmware)?,
             firmware_variables: file_of(folder, &manifest.firmware_variables)?,
             cmdline: manifest.cmdline,
@@ -97,6 +97,23 @@ fn file_of(folder: &Path, name: &str) -> Result<PathBuf, Error> {
         return Err(refuse("expected a file that is not empty".into()));
     }
     Ok(path)
+}
+
+/// The same, of a size that a PCI device's memory can have.
+fn rom_of(folder: &Path, name: &str) -> Result<PathBuf, Error> {
+    let path = file_of(folder, name)?;
+    match rom_bytes(&path)? {
+        bytes if bytes.is_power_of_two() => Ok(path),
+        bytes => {
+            Err(Error::Guest { path, problem: format!("expected a power of two of bytes, got {bytes}") })
+        }
+    }
+}
+
+/// The size of the agent's ROM.
+pub(crate) fn rom_bytes(path: &Path) -> Result<u64, Error> {
+    let refuse = |error: std::io::Error| Error::Guest { path: path.to_owned(), problem: error.to_string() };
+    Ok(path.metadata().map_err(refuse)?.len())
 }
 
 /// The kernel would cut a long command line, and QEMU a line break, without a word.
@@ -121,7 +138,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(MANIFEST), json).unwrap();
         for name in ["vmlinuz", "initrd.cpio", "agent", "CODE.fd", "VARS.fd"] {
-            std::fs::write(folder.path().join(name), name).unwrap();
+            std::fs::write(folder.path().join(name), "12345678").unwrap();
         }
         folder
     }
@@ -136,6 +153,14 @@ pub(crate) mod tests {
         let guest = GuestImage::open(folder.path()).unwrap();
         assert_eq!(guest.kernel, folder.path().join("vmlinuz"));
         assert_eq!((guest.low_memory_mib, guest.machine.as_str()), (256, "q35"));
+    }
+
+    #[test]
+    fn an_agents_file_that_is_no_rom_is_refused() {
+        let folder = folder(JSON);
+        std::fs::write(folder.path().join("agent"), "123456789").unwrap();
+        let refusal = GuestImage::open(folder.path()).unwrap_err().to_string();
+        assert!(refusal.contains("expected a power of two of bytes, got 9"), "{refusal}");
     }
 
     #[test]

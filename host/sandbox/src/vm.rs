@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::disks::Disks;
 use crate::error::Error;
 use crate::exit::{Ending, ExitReason};
+use crate::guest_image::rom_bytes;
 use crate::network::namespace::Namespace;
 use crate::network::{self, Network, PortForward};
 use crate::process::{self, Process};
@@ -247,8 +248,19 @@ impl Prepared {
             Network::Namespace { path } => Some(Namespace::join(path)?),
         };
         let network = namespace.as_ref().map_or(Cards::User { ports: &ports }, |it| Cards::Taps(it.cards()));
-        let machine =
-            Machine { config, hypervisor, network, variables, disk, console, qmp, tpm, channel: agent };
+        let rom_bytes = rom_bytes(&config.guest.agent)?;
+        let machine = Machine {
+            config,
+            hypervisor,
+            network,
+            variables,
+            disk,
+            rom_bytes,
+            console,
+            qmp,
+            tpm,
+            channel: agent,
+        };
         let arguments = machine.arguments();
         tracing::debug!(?arguments, "QEMU's command line");
         Ok(Self { arguments, console: listeners.0, qmp: listeners.1, channel, ports, namespace })

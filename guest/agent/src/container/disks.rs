@@ -1,7 +1,7 @@
 //! Disks that the host plugs into the running machine: block devices of containers, or file systems that they share.
 //!
 //! What is on such a disk is the host's word, and the host reads what is written to it, as with any volume of a
-//! cluster's; a workload that minds encrypts it. The guest's own disks, the agent's and the ephemeral one, are none of these.
+//! cluster's; a workload that minds encrypts it. The guest's own, the ephemeral disk, is none of these.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, mount, mount_remount};
 use sealpod_agent_protocol::{Device, Failure, FailureKind};
-use sealpod_loader::disk::{AGENT, DISKS, with_serial};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::disks::{DISKS, with_serial};
 use crate::ephemeral_disk;
 use crate::failure::{Hint, failure, internal};
 
@@ -25,8 +25,6 @@ const FOLDER: &str = "/run/sealpod/disks";
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "xfs"];
 /// Of a virtio disk's serial number, in bytes (`VIRTIO_BLK_ID_BYTES`).
 const LONGEST_SERIAL: usize = 20;
-/// The guest's own.
-const OWN: [&str; 2] = [AGENT, ephemeral_disk::SERIAL];
 /// How long a disk may take to appear after the host plugged it.
 const PATIENCE: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_millis(10);
@@ -162,7 +160,7 @@ impl Found {
 
     fn find(serial: &str) -> io::Result<Option<Self>> {
         let Some(name) = with_serial(serial)? else { return Ok(None) };
-        let disk = Path::new(DISKS).join(name.as_str());
+        let disk = Path::new(DISKS).join(&name);
         // The ephemeral disk has one, by whatever number the host calls it.
         if fs::read_dir(disk.join("holders"))?.next().is_some() {
             return Err(io::Error::other("the disk is the guest's own"));
@@ -174,7 +172,7 @@ impl Found {
             .split_once(':')
             .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         let numbers = parsed.ok_or_else(|| io::Error::other("a device without numbers"))?;
-        Ok(Some(Self { name: name.as_str().into(), numbers, read_only: attribute("ro")?.trim() == "1" }))
+        Ok(Some(Self { name, numbers, read_only: attribute("ro")?.trim() == "1" }))
     }
 
     fn mount(&self, folder: &Path, kind: &str, group: Option<u32>) -> io::Result<()> {
@@ -192,14 +190,14 @@ impl Found {
     }
 }
 
-/// The guest's own disks are none that a container gets.
+/// The guest's own disk is none that a container gets.
 fn check_serial(serial: &str) -> Result<(), Failure> {
     let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    match (1..=LONGEST_SERIAL).contains(&serial.len()) && serial.bytes().all(valid) && !OWN.contains(&serial)
-    {
+    let short = (1..=LONGEST_SERIAL).contains(&serial.len());
+    match short && serial.bytes().all(valid) && serial != ephemeral_disk::SERIAL {
         true => Ok(()),
         false => Err(failure(FailureKind::Invalid, format!("{serial:?} is no disk of a container's")).hint(
-            "a serial number is 1 to 20 lower-case letters, digits and '-'; \"agent\" and \"ephemeral\" are the guest's own",
+            "a serial number is 1 to 20 lower-case letters, digits and '-'; \"ephemeral\" is the guest's own",
         )),
     }
 }
@@ -209,8 +207,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guests_own_disks_are_no_containers() {
-        for serial in ["agent", "ephemeral", "", "../etc", "A", "aaaaaaaaaaaaaaaaaaaaa"] {
+    fn the_guests_own_disk_is_no_containers() {
+        for serial in ["ephemeral", "", "../etc", "A", "aaaaaaaaaaaaaaaaaaaaa"] {
             assert!(check_serial(serial).is_err(), "{serial:?}");
         }
         check_serial("disk-0").unwrap();
