@@ -42,9 +42,9 @@ mod tests {
     use crate::machine::Machine;
 
     #[tokio::test]
-    async fn the_kernel_runs_the_init_that_does_nothing() {
+    async fn the_kernel_runs_the_init_that_does_nothing_beside_the_agent() {
         let folder = tempfile::tempdir().unwrap();
         let machine = Machine::new(&crate::guest_folder(), folder.path(), "authority".into()).unwrap();
-        machine.bare(false).await.unwrap();
+        machine.pair(false).await.unwrap().agent.stop().await;
     }
 }

@@ -3,6 +3,7 @@
 
 mod bare;
 mod machine;
+mod memory;
 mod owner;
 mod quote;
 mod relay;
@@ -16,11 +17,11 @@ use anyhow::{Context, bail};
 use sealpod_sandbox::tpm_authority;
 use tokio::signal::unix::{SignalKind, signal};
 
-use machine::Machine;
+use machine::{Machine, Pair};
 use owner::Owner;
 use report::{Measurements, Report};
 
-/// Runs of each kind. The machine may be busy with other things, so the kinds take turns and medians count.
+/// Runs of each kind. The kinds take turns, and medians count.
 const RUNS: usize = 5;
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<Report> {
+    machine::keep_to_one_processor()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let measurements = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
@@ -70,22 +72,19 @@ async fn measure() -> anyhow::Result<Measurements> {
     for round in 1..=RUNS {
         for (firmware, kind) in [(true, "with firmware"), (false, "without firmware")] {
             let boots = if firmware { &mut all.with_firmware } else { &mut all.without_firmware };
-            let bare = machine.bare(firmware).await?;
+            let Pair { bare, agent } = machine.pair(firmware).await?;
+            let ready = agent.timings().ready;
             boots.bare.push(bare);
-            tell(&format!("round {round} of {RUNS}, {kind}: bare guest"), &[bare]);
-
-            let sandbox = machine.agent(firmware).await?;
-            let ready = sandbox.timings().ready;
             boots.agent_ready.push(ready);
-            all.resident_bytes.push(machine::info(&sandbox).await?.resident_bytes);
-            tell(&format!("round {round} of {RUNS}, {kind}: agent ready"), &[ready]);
+            tell(&format!("round {round} of {RUNS}, {kind}: bare guest, agent ready"), &[bare, ready]);
+            all.resident_bytes.push(machine::info(&agent).await?.resident_bytes);
             if firmware {
-                let attested = owner.attest(&sandbox).await?;
+                let attested = owner.attest(&agent).await?;
                 all.attest.push(attested.handshake);
                 all.attest_request.push(attested.request);
                 tell(&format!("round {round} of {RUNS}: attest"), &[attested.handshake]);
             }
-            sandbox.stop().await;
+            agent.stop().await;
         }
     }
     Ok(all)
