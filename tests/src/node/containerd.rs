@@ -90,9 +90,17 @@ runtime_type = "io.containerd.runc.v2"
 {head}
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"
+[proxy_plugins.sealpod.exports]
+  enable_remote_snapshot_annotations = "true"
+# As the installer has the transfer service pull: its list replaces containerd's own.
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "native"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "sealpod"
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "native"
-  use_local_image_pull = true
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = "{place}/registries"
 [plugins."io.containerd.cri.v1.images".runtime_platforms.{RUNTIME}]
