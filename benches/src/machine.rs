@@ -6,7 +6,7 @@
 //! bare guest rests by then; and it does not matter which of them started first.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -39,8 +39,19 @@ struct Guest {
 pub(crate) struct Pair {
     /// From QEMU's start to the bare guest's line on the console.
     pub(crate) bare: Duration,
-    /// The guest whose agent answers; its timings tell when.
+    /// When that line came.
+    pub(crate) bare_at: Instant,
+    /// The guest whose agent answers.
     pub(crate) agent: Sandbox,
+    /// When it answered.
+    pub(crate) ready_at: Instant,
+}
+
+impl Pair {
+    /// From QEMU's start to the agent's answer.
+    pub(crate) fn ready(&self) -> Duration {
+        self.agent.timings().ready
+    }
 }
 
 impl Machine {
@@ -60,10 +71,11 @@ impl Machine {
     /// Boots both.
     pub(crate) async fn pair(&self, firmware: bool) -> anyhow::Result<Pair> {
         let (bare, agent) = (self.config(&self.bare, firmware)?, self.config(&self.agent, firmware)?);
-        let agent = async { anyhow::Ok(Sandbox::start(agent).await?) };
-        let ((vm, bare), agent) = tokio::try_join!(start_bare(bare), agent)?;
+        let bare = async { anyhow::Ok((start_bare(bare).await?, Instant::now())) };
+        let agent = async { anyhow::Ok((Sandbox::start(agent).await?, Instant::now())) };
+        let (((vm, bare), bare_at), (agent, ready_at)) = tokio::try_join!(bare, agent)?;
         vm.quit().await;
-        Ok(Pair { bare, agent })
+        Ok(Pair { bare, bare_at, agent, ready_at })
     }
 
     /// With firmware, which measures the boot, there is a TPM as for every pod. Always translated by QEMU, so that

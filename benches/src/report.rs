@@ -36,6 +36,10 @@ pub(crate) struct Boots {
     pub(crate) bare: Vec<Duration>,
     /// To the agent's answer.
     pub(crate) agent_ready: Vec<Duration>,
+    /// Of how many these are the least disturbed.
+    pub(crate) made: usize,
+    /// How many times as long as undisturbed work took in the most disturbed of these, between bare guest and agent.
+    pub(crate) disturbance: f64,
 }
 
 /// `boot.json`. All `_ms` and `_mb` are medians unless their names say otherwise; a MB is 10⁶ bytes.
@@ -72,6 +76,10 @@ struct BootReport {
     difference_ms: f64,
     /// Of the guests that were started at once.
     pair_difference_ms: f64,
+    /// Of how many runs these are the least disturbed.
+    runs_made: usize,
+    /// How many times as long as undisturbed work took in the most disturbed of them.
+    disturbance: f64,
     ratio: f64,
 }
 
@@ -125,6 +133,8 @@ impl Boots {
             agent_ready_min_ms: ready_min,
             difference_ms: rounded(ready - bare),
             pair_difference_ms: rounded(pair_difference),
+            runs_made: self.made,
+            disturbance: (self.disturbance * 100.0).round() / 100.0,
             ratio: (ready / bare * 1000.0).round() / 1000.0,
         })
     }
@@ -169,11 +179,14 @@ impl Report {
         for (name, median, minimum) in times {
             text.push_str(&format!("{name:38}{median:>10.1}{minimum:>10.1}\n"));
         }
-        let pairs = [self.with_firmware, self.without_firmware].map(|boots| boots.pair_difference_ms);
-        text.push_str(&format!(
-            "agent ready - bare, of each pair: {:.1}, without firmware {:.1}\n",
-            pairs[0], pairs[1]
-        ));
+        for (name, boots) in
+            [("with firmware", self.with_firmware), ("without firmware", self.without_firmware)]
+        {
+            text.push_str(&format!(
+                "agent ready - bare, {name}, of each pair: {:.1}; least disturbed of {} runs, by {:.2}\n",
+                boots.pair_difference_ms, boots.runs_made, boots.disturbance
+            ));
+        }
         text.push_str(&limits::table(&self.limits));
         text
     }
@@ -194,8 +207,15 @@ mod tests {
             with_firmware: Boots {
                 bare: times(&[5000, 4000, 9000]),
                 agent_ready: times(&[5400, 5500, 9100]),
+                made: 4,
+                disturbance: 1.234,
             },
-            without_firmware: Boots { bare: times(&[1000]), agent_ready: times(&[1200]) },
+            without_firmware: Boots {
+                bare: times(&[1000]),
+                agent_ready: times(&[1200]),
+                made: 1,
+                disturbance: 1.0,
+            },
             resident_bytes: vec![11_000_000, 12_000_000, 99_000_000],
             attest: times(&[310, 250, 400]),
             attest_request: times(&[500]),
@@ -215,6 +235,8 @@ mod tests {
         assert_eq!(report["with_firmware"]["bare_min_ms"], 4000.0);
         assert_eq!(report["with_firmware"]["difference_ms"], 500.0);
         assert_eq!(report["with_firmware"]["pair_difference_ms"], 400.0);
+        assert_eq!(report["with_firmware"]["runs_made"], 4);
+        assert_eq!(report["with_firmware"]["disturbance"], 1.23);
         assert_eq!(report["without_firmware"]["difference_ms"], 200.0);
         assert_eq!(report["without_firmware"]["ratio"], 1.2);
         assert_eq!((&report["attest_ms"], &report["quote_ms"]), (&310.0.into(), &10.0.into()));
