@@ -275,15 +275,20 @@ impl Node {
 
     /// The same for pods of a runtime, which newer releases know by an annotation, or by a field.
     pub async fn pull_for(&self, image: &str, runtime: &str) {
+        if let Err(status) = self.try_pull_for(image, runtime).await {
+            panic!("{image}: {}\n{}", status.message(), tail(&self.log()));
+        }
+    }
+
+    /// The same, which need not work.
+    pub async fn try_pull_for(&self, image: &str, runtime: &str) -> Result<(), Status> {
         let handler = runtime.to_owned();
         let spec = cri::ImageSpec { image: image.into(), runtime_handler: handler, ..Default::default() };
         let pod =
             cri::PodSandboxConfig { annotations: map(&[(RUNTIME_HANDLER, runtime)]), ..Default::default() };
         let request =
             cri::PullImageRequest { image: Some(spec), sandbox_config: Some(pod), ..Default::default() };
-        if let Err(status) = self.images().pull_image(request).await {
-            panic!("{image}: {}\n{}", status.message(), tail(&self.log()));
-        }
+        self.images().pull_image(request).await.map(drop)
     }
 
     /// What kubelet would ask for: a container that runs a shell script.

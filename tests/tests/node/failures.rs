@@ -1,4 +1,4 @@
-//! What dies on a node, and what must not die with it.
+//! The processes of a pod die, or its guest stands still: it costs the pod, and leaves nothing.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use crate::world::World;
 
 /// The programs that a pod takes.
 const SHIM: &str = "containerd-shim-sealpod-v2";
-const VM: &str = "qemu-system-x86_64";
+pub(crate) const VM: &str = "qemu-system-x86_64";
 const TPM: &str = "swtpm";
 
 /// Processes of this namespace whose program and arguments have these words.
-fn processes(program: &str, word: &str) -> Vec<Pid> {
+pub(crate) fn processes(program: &str, word: &str) -> Vec<Pid> {
     let matches = |folder: &Path| {
         let line = std::fs::read(folder.join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).into_owned();
@@ -97,7 +97,7 @@ fn process_of(pod: &NodePod, program: &str) -> Pid {
 }
 
 /// The node's containerd.
-fn containerd(node: &Node) -> Pid {
+pub(crate) fn containerd(node: &Node) -> Pid {
     processes("containerd", node.path("containerd.toml").to_str().unwrap())[0]
 }
 
@@ -146,8 +146,8 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
     let node = world.node().await;
     let _shared = world.pod(&node).await;
     let before = inventory();
-    let pods = run_pods(world, &node, &["pulls-without-shim", "pulls-without-vm"]).await;
-    for (pod, program) in pods.iter().zip([SHIM, VM]) {
+    let pods = run_pods(world, &node, &["pulls-without-shim", "pulls-without-vm", "pulls-without-tpm"]).await;
+    for (pod, program) in pods.iter().zip([SHIM, VM, TPM]) {
         let asked = world.owner().registry_log().len();
         let config = node.container_config("main", &world.image(), "sleep 1000");
         let id = node.try_create(pod, config).await.unwrap();
@@ -171,12 +171,15 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
     let mut node = world.node().await;
     let _shared = world.pod(&node).await;
     let before = inventory();
-    let pods = run_pods(world, &node, &["removed-shim", "removed-vm", "removed-containerd"]).await;
+    let pods =
+        run_pods(world, &node, &["removed-shim", "removed-vm", "removed-tpm", "removed-containerd"]).await;
     for pod in &pods {
         node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
     }
     let engine = containerd(&node);
-    let killed = [process_of(&pods[0], SHIM), process_of(&pods[1], VM), engine];
+    let [shim, vm, tpm] =
+        [(0, SHIM), (1, VM), (2, TPM)].map(|(pod, program)| process_of(&pods[pod], program));
+    let killed = [shim, vm, tpm, engine];
     for (pod, killed) in pods.iter().zip(killed) {
         let mut runtime = node.runtime();
         let stopping =
@@ -194,28 +197,6 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
         }
         node.remove(pod).await;
     }
-    nothing_is_left(&node, &before).await;
-}
-
-/// The snapshotter ends while a container is made; when it is back, the next try works.
-pub(crate) async fn a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile(world: &World) {
-    let mut node = world.node().await;
-    let pod = world.pod(&node).await;
-    let before = inventory();
-    let config = |node: &Node| node.container_config("snapshots", &world.image(), "echo made");
-    node.kill_snapshotter();
-    let refused = node.try_create(&pod, config(&node)).await.unwrap_err();
-    assert!(refused.message().contains("snapshotter.sock"), "{}", refused.message());
-    node.start_snapshotter();
-    // containerd waits a moment before it tries to connect again; kubelet comes again too.
-    let made = async || node.try_create(&pod, config(&node)).await.ok();
-    let id = node.until("a container is made", made).await;
-    node.try_start(&id).await.unwrap();
-    let status = node.ended(&id).await;
-    let lines = sealpod_tests::node::log_lines(status.log_path.as_ref());
-    assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "made"));
-    let remove = cri::RemoveContainerRequest { container_id: status.id };
-    node.runtime().remove_container(remove).await.unwrap();
     nothing_is_left(&node, &before).await;
 }
 
@@ -284,101 +265,11 @@ pub(crate) async fn a_pod_killed_at_its_start_fails_and_leaves_nothing(world: &W
 }
 
 /// What kubelet does with what it does not know.
-async fn remove_all_but_ready(node: &Node) {
+pub(crate) async fn remove_all_but_ready(node: &Node) {
     let all = node.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
     for pod in all.unwrap().into_inner().items {
         if pod.state() == cri::PodSandboxState::SandboxNotready {
             node.remove(&NodePod { id: pod.id, config: cri::PodSandboxConfig::default() }).await;
         }
     }
-}
-
-pub(crate) async fn containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed(
-    world: &World,
-) {
-    let mut node = world.node().await;
-    let _shared = world.pod(&node).await;
-    let before = inventory();
-    {
-        let starting = node.try_run_pod(node.pod_config("orphan", Some(&world.init_data())), RUNTIME);
-        let vms = processes(VM, "").len();
-        let killing = async {
-            node.until("its VM is there", async || (processes(VM, "").len() > vms).then_some(())).await;
-            kill_process(containerd(&node), Signal::KILL).unwrap();
-        };
-        let (started, ()) = tokio::join!(starting, killing);
-        assert!(started.is_err(), "containerd was killed");
-    }
-    node.start_containerd();
-    node.ready().await;
-    // The shim goes on; its pod becomes ready or is gone. kubelet removes what it has not heard of.
-    let all = node.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
-    for pod in all.unwrap().into_inner().items {
-        if pod.metadata.is_some_and(|metadata| metadata.name == "orphan") {
-            node.remove(&NodePod { id: pod.id, config: cri::PodSandboxConfig::default() }).await;
-        }
-    }
-    nothing_is_left(&node, &before).await;
-}
-
-pub(crate) async fn pods_outlive_containerd(world: &World) {
-    let mut node = world.node().await;
-    let pod = world.pod(&node).await;
-    let script = "n=0; while [ $n -lt 100 ]; do n=$((n+1)); echo $n; sleep 0.1; done; sleep 1000";
-    let id = node.spawn(&pod, node.container_config("counter", &world.image(), script)).await;
-    node.kill_containerd();
-    node.kill_snapshotter();
-    node.start_snapshotter();
-    node.start_containerd();
-    node.ready().await;
-    assert!(node.is_ready(&pod).await);
-    let log = node.status(&id).await.log_path;
-    let lines = node
-        .until("it has counted to the end", async || {
-            let lines = sealpod_tests::node::log_lines(log.as_ref());
-            (lines.last()?.text == "100").then_some(lines)
-        })
-        .await;
-    let numbers: Vec<usize> = lines.iter().map(|line| line.text.parse().unwrap()).collect();
-    assert_eq!(numbers, (1..=100).collect::<Vec<_>>(), "no line is lost or doubled");
-    let answer = node.exec(&id, "echo still there").await.unwrap();
-    assert_eq!(answer.stdout, b"still there\n");
-}
-
-/// How many pods are made one after the other, and how many at once. `make soak` makes more of them.
-fn counts() -> (usize, usize) {
-    match std::env::var_os("SEALPOD_SOAK") {
-        Some(_) => (100, 8),
-        None => (2, 3),
-    }
-}
-
-/// The snapshotter's descriptors, which must not become more.
-fn descriptors() -> usize {
-    let snapshotter = processes("sealpod-snapshotter", "--root")[0].as_raw_pid();
-    std::fs::read_dir(format!("/proc/{snapshotter}/fd")).unwrap().count()
-}
-
-pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
-    let node = world.node().await;
-    let shared = world.pod(&node).await;
-    let (in_a_row, at_once) = counts();
-    // The snapshotter connects to containerd when the first container asks for it, and stays connected.
-    node.run(&shared, node.container_config("first", &world.image(), "true")).await;
-    let (before, open) = (inventory(), descriptors());
-    for number in 0..in_a_row {
-        let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
-        node.remove(&pod).await;
-    }
-    let pods = (0..at_once).map(async |number| {
-        let pod = node.run_pod(&format!("once-{number}"), &world.init_data()).await;
-        let script = format!("echo {number}");
-        let config = node.container_config("main", &world.image(), &script);
-        let (status, lines) = node.run(&pod, config).await;
-        assert_eq!((status.exit_code, lines[0].text.as_str()), (0, number.to_string().as_str()));
-        node.remove(&pod).await;
-    });
-    futures::future::join_all(pods).await;
-    node.until("nothing is left", async || (inventory() == before && descriptors() == open).then_some(()))
-        .await;
 }

@@ -4,10 +4,12 @@
 mod containers;
 mod crio;
 mod disks;
+mod engines;
 mod failures;
 mod hostile;
 mod network;
 mod pods;
+mod soak;
 mod streams;
 mod versions;
 mod volumes;
@@ -109,14 +111,20 @@ fn main() -> ExitCode {
         leaves_images_to_the_guest,
     ));
     trials.extend(trials!(world, failures:
-        pods_outlive_containerd,
         a_pod_fails_with_each_of_its_processes_and_leaves_nothing,
         a_pod_killed_at_its_start_fails_and_leaves_nothing,
         a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing,
         a_pod_killed_while_it_is_removed_leaves_nothing,
-        a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile,
         a_pod_whose_guest_hangs_is_removed_and_costs_no_other,
+    ));
+    trials.extend(trials!(world, engines:
+        pods_outlive_containerd,
         containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed,
+        containerd_killed_while_a_container_is_made_started_or_asked_is_missed_only_meanwhile,
+        a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile,
+        a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_starts_is_missed_only_meanwhile,
+    ));
+    trials.extend(trials!(world, soak:
         pods_in_a_row_and_at_once_leave_nothing,
     ));
     trials.extend(trials!(world, hostile:
