@@ -25,7 +25,7 @@ fn counts() -> Counts {
 /// What the snapshotter may have more for each pod, in KiB. It keeps nothing of a pod that has gone.
 const SNAPSHOTTER_KIB: usize = 8;
 /// The same of containerd, whose garbage collector lets its heap double before it looks.
-const CONTAINERD_KIB: usize = 256;
+const CONTAINERD_KIB: usize = 128;
 
 /// How much of the node one of its servers has.
 #[derive(Clone, Copy, Debug)]
