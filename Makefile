@@ -56,7 +56,7 @@ deny: setup ## Licences, duplicates and sources of the dependencies
 soak: guest ## A hundred pods in a row, and eight at once, on a private node (half an hour)
 	SEALPOD_SOAK=1 cargo test --locked --workspace --test node pods_in_a_row
 
-bench: guest ## Boot and attestation times, as ratios within one run (target/bench/)
+bench: guest ## Boot times beside a bare guest's in the same run, and attestation (target/bench/)
 	target/debug/sealpod-benches
 
 bench-node: guest ## Pods by CRI beside sealpod run and runc, memory, execs, output (target/bench/)

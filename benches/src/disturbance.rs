@@ -17,14 +17,14 @@ const NUMBERS: u32 = 1000;
 /// The share of looks that are taken to be undisturbed.
 const UNDISTURBED: f64 = 0.05;
 
-/// Looks, from a thread of its own for as long as this process runs, how long the same work takes.
+/// Looks, from a thread of its own until nobody asks any more, how long the same work takes.
 #[derive(Clone, Debug)]
 pub(crate) struct Disturbance(Arc<Mutex<Vec<Look>>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Look {
     at: Instant,
-    /// Processor time, so that it does not matter what else this machine runs there.
+    /// Processor time, so that it does not count how long this machine has others run there.
     took: Duration,
 }
 
@@ -47,9 +47,24 @@ impl Disturbance {
         Ok(this)
     }
 
-    /// How many times as long as undisturbed work took between two moments: 1 if nothing disturbed it.
-    pub(crate) fn between(&self, begin: Instant, end: Instant) -> f64 {
-        factor(&self.0.lock().unwrap_or_else(PoisonError::into_inner), begin, end)
+    /// How long each look took, in seconds, between two moments.
+    pub(crate) fn looks(&self, begin: Instant, end: Instant) -> Vec<f64> {
+        let looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = looks.iter().filter(|look| (begin..=end).contains(&look.at));
+        within.map(|look| look.took.as_secs_f64()).collect()
+    }
+}
+
+/// How many times as long as undisturbed some looks took: 1 if nothing disturbed them. `all` are those to compare with.
+pub(crate) fn factor(looks: &[f64], all: &[f64]) -> f64 {
+    let mut all = all.to_vec();
+    all.sort_by(f64::total_cmp);
+    match all.get((all.len() as f64 * UNDISTURBED) as usize) {
+        Some(undisturbed) if !looks.is_empty() => {
+            looks.iter().sum::<f64>() / looks.len() as f64 / undisturbed
+        }
+        // Nothing is known: not even this thread ran.
+        _ => f64::INFINITY,
     }
 }
 
@@ -70,46 +85,29 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.try_into().unwrap_or_default())
 }
 
-fn factor(looks: &[Look], begin: Instant, end: Instant) -> f64 {
-    let mut all: Vec<f64> = looks.iter().map(|look| look.took.as_secs_f64()).collect();
-    all.sort_by(f64::total_cmp);
-    let undisturbed = all.get((all.len() as f64 * UNDISTURBED) as usize);
-    let within = looks.iter().filter(|look| (begin..=end).contains(&look.at));
-    let (count, sum) = within.fold((0, 0.0), |(count, sum), look| (count + 1, sum + look.took.as_secs_f64()));
-    match undisturbed {
-        Some(undisturbed) if count > 0 => sum / f64::from(count) / undisturbed,
-        // Nothing is known: not even this thread ran.
-        _ => f64::INFINITY,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn work_that_takes_longer_is_disturbed() {
-        let begin = Instant::now();
-        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
-        let look = |milliseconds: u64| {
-            let took = if (1000..2000).contains(&milliseconds) { 400 } else { 200 };
-            Look { at: at(milliseconds), took: Duration::from_micros(took) }
-        };
-        let looks: Vec<Look> = (0..300).map(|number| look(number * 10)).collect();
-        for (from, to, expected) in [(0, 990, 1.0), (1000, 1990, 2.0), (800, 1199, 1.5)] {
-            let factor = factor(&looks, at(from), at(to));
-            assert!((factor - expected).abs() < 0.01, "{from} to {to}: {factor}");
+        let looks: Vec<f64> = (0..300).map(|number| if number < 100 { 0.0004 } else { 0.0002 }).collect();
+        for (range, expected) in [(100..300, 1.0), (0..100, 2.0), (50..150, 1.5)] {
+            let factor = factor(&looks[range.clone()], &looks);
+            assert!((factor - expected).abs() < 0.01, "{range:?}: {factor}");
         }
-        assert_eq!(factor(&looks, at(5000), at(6000)), f64::INFINITY);
-        assert_eq!(factor(&[], at(0), at(1)), f64::INFINITY);
+        assert_eq!(factor(&[], &looks), f64::INFINITY);
+        assert_eq!(factor(&looks, &[]), f64::INFINITY);
     }
 
     #[test]
     fn it_is_looked_all_the_time() {
         let disturbance = Disturbance::watch().unwrap();
         let begin = Instant::now();
-        thread::sleep(20 * PAUSE);
-        let factor = disturbance.between(begin, Instant::now());
-        assert!(factor.is_finite() && factor > 0.5, "{factor}");
+        while disturbance.looks(begin, Instant::now()).len() < 3 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "nobody looks");
+            thread::sleep(PAUSE);
+        }
+        assert!(disturbance.looks(begin, begin).len() <= 1);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A boot's time depends on what else the machine does, by more than the agent's part of it, and where the machine is a
 //! virtual one, on its neighbours. So the two boot at once and share one processor: whatever slows one slows the
-//! other as much. Each then takes about twice as long as alone. What is left between them is measured alone, for the
+//! other as much, as Linux gives both the same share. Each then takes about twice as long as alone. What is left between them is measured alone, for the
 //! bare guest rests by then; and it does not matter which of them started first.
 
 use std::path::{Path, PathBuf};

@@ -79,16 +79,16 @@ async fn measure() -> anyhow::Result<Measurements> {
     let (mut with_firmware, mut without_firmware) = (Runs::default(), Runs::default());
     for round in 1..=MOST_RUNS {
         for (firmware, runs) in [(true, &mut with_firmware), (false, &mut without_firmware)] {
-            if runs.are_enough(&disturbance) {
+            if runs.are_enough() {
                 continue;
             }
             let kind = if firmware { "with firmware" } else { "without firmware" };
+            let began = Instant::now();
             let pair = machine.pair(firmware).await?;
-            let disturbed = disturbance.between(pair.bare_at, pair.ready_at);
-            let times = [pair.bare, pair.ready()];
+            runs.0.push(Run::of(&pair, began, &disturbance));
             tell(
-                &format!("round {round}, {kind}, disturbed {disturbed:.2}: bare guest, agent ready"),
-                &times,
+                &format!("round {round}, {kind}: bare guest, agent ready, of which alone"),
+                &[pair.bare, pair.ready(), pair.ready().saturating_sub(pair.bare)],
             );
             if all.resident_bytes.len() < 2 * RUNS {
                 all.resident_bytes.push(machine::info(&pair.agent).await?.resident_bytes);
@@ -99,28 +99,33 @@ async fn measure() -> anyhow::Result<Measurements> {
                 all.attest_request.push(attested.request);
                 tell(&format!("round {round}: attest"), &[attested.handshake]);
             }
-            runs.0.push(Run::of(&pair));
             pair.agent.stop().await;
         }
     }
-    all.with_firmware = with_firmware.least_disturbed(&disturbance);
-    all.without_firmware = without_firmware.least_disturbed(&disturbance);
+    all.with_firmware = with_firmware.least_disturbed();
+    all.without_firmware = without_firmware.least_disturbed();
     Ok(all)
 }
 
 /// What is kept of a pair.
+#[derive(Clone)]
 struct Run {
     bare: Duration,
     agent_ready: Duration,
-    /// While the agent alone ran.
-    bare_at: Instant,
-    ready_at: Instant,
+    /// How long looks took during the whole boot, and from the bare guest's line to the agent's answer.
+    looks: Vec<f64>,
+    looks_between: Vec<f64>,
 }
 
 impl Run {
-    fn of(pair: &Pair) -> Self {
-        let Pair { bare, bare_at, ready_at, .. } = *pair;
-        Self { bare, agent_ready: pair.ready(), bare_at, ready_at }
+    fn of(pair: &Pair, began: Instant, disturbance: &Disturbance) -> Self {
+        let (first, last) = (pair.bare_at.min(pair.ready_at), pair.bare_at.max(pair.ready_at));
+        Self {
+            bare: pair.bare,
+            agent_ready: pair.ready(),
+            looks: disturbance.looks(began, last),
+            looks_between: disturbance.looks(first, last),
+        }
     }
 }
 
@@ -128,24 +133,29 @@ impl Run {
 struct Runs(Vec<Run>);
 
 impl Runs {
+    /// How much each was disturbed, compared with the best that there was while guests booted.
+    fn factors(&self) -> Vec<f64> {
+        let all: Vec<f64> = self.0.iter().flat_map(|run| run.looks.iter().copied()).collect();
+        self.0.iter().map(|run| disturbance::factor(&run.looks_between, &all)).collect()
+    }
+
     /// Whether so many as count were hardly disturbed.
-    fn are_enough(&self, disturbance: &Disturbance) -> bool {
-        let factors = self.0.iter().map(|run| disturbance.between(run.bare_at, run.ready_at));
-        factors.filter(|factor| *factor <= HARDLY_DISTURBED).count() >= RUNS
+    fn are_enough(&self) -> bool {
+        self.factors().iter().filter(|factor| **factor <= HARDLY_DISTURBED).count() >= RUNS
     }
 
     /// Those that count. What disturbed them is judged at the end: by then it is known how fast work can be.
-    fn least_disturbed(self, disturbance: &Disturbance) -> Boots {
-        let made = self.0.len();
-        let factor = |run: Run| (disturbance.between(run.bare_at, run.ready_at), run);
-        let mut runs: Vec<(f64, Run)> = self.0.into_iter().map(factor).collect();
+    fn least_disturbed(self) -> Boots {
+        let factors = self.factors();
+        let mut runs: Vec<(f64, Run)> = factors.into_iter().zip(self.0.iter().cloned()).collect();
         runs.sort_by(|one, other| one.0.total_cmp(&other.0));
         runs.truncate(RUNS);
+        let apart = |run: &Run| run.agent_ready.as_secs_f64() - run.bare.as_secs_f64();
         Boots {
             bare: runs.iter().map(|(_, run)| run.bare).collect(),
             agent_ready: runs.iter().map(|(_, run)| run.agent_ready).collect(),
-            made,
             disturbance: runs.last().map_or(f64::INFINITY, |(factor, _)| *factor),
+            all_apart: self.0.iter().map(apart).collect(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use crate::modules;
 
@@ -21,8 +22,19 @@ pub(crate) fn with_serial(serial: &str) -> io::Result<Option<String>> {
     if !any(Path::new(VIRTIO))? {
         return Ok(None);
     }
-    modules::load(modules::DISKS).map_err(io::Error::other)?;
+    load_driver()?;
     named(Path::new(DISKS), serial)
+}
+
+/// Once: a disk is looked for again and again until it is there.
+fn load_driver() -> io::Result<()> {
+    static LOADED: Mutex<bool> = Mutex::new(false);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*loaded {
+        modules::load(modules::DISKS).map_err(io::Error::other)?;
+        *loaded = true;
+    }
+    Ok(())
 }
 
 /// Whether there is a disk at all. Most machines have none, and need no driver.

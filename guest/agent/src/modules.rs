@@ -29,7 +29,7 @@ pub(crate) enum Error {
     List { path: PathBuf, source: io::Error },
     #[error("{} does not say in line {line} what it should be", .path.display())]
     Line { path: PathBuf, line: usize },
-    #[error("cannot map the agent's ROM")]
+    #[error("cannot open the agent's ROM")]
     Rom(#[source] io::Error),
     #[error("cannot read {module} from the agent's ROM")]
     Read { module: String, source: io::Error },
@@ -46,7 +46,7 @@ pub(crate) fn load(group: &str) -> Result<(), Error> {
     if list.is_empty() {
         return Ok(());
     }
-    let rom = Rom::map().map_err(|error| Error::Rom(error.into()))?;
+    let rom = Rom::open().map_err(|error| Error::Rom(error.into()))?;
     for (index, line) in list.lines().enumerate() {
         let entry =
             Entry::of_line(line).ok_or_else(|| Error::Line { path: path.clone(), line: index + 1 })?;
@@ -82,14 +82,16 @@ mod tests {
     fn what_is_in_the_rom_is_taken_if_it_has_its_digest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rom");
-        fs::write(&path, b"agent one two").unwrap();
-        let rom = Rom::of_file(fs::File::open(&path).unwrap()).unwrap();
+        let mut content = vec![0; 8192];
+        content[4096..4103].copy_from_slice(b"one two");
+        fs::write(&path, content).unwrap();
+        let rom = Rom::of_file(fs::File::open(&path).unwrap().into()).unwrap();
         let digest = blake2b_simd::blake2b(b"one").to_hex();
-        let entry = Entry { name: "one.ko", offset: 6, length: 3, digest: &digest };
+        let entry = Entry { name: "one.ko", offset: 4096, length: 3, digest: &digest };
         assert_eq!(read(&rom, entry).unwrap(), b"one");
 
         let others = [
-            Entry { offset: 10, ..entry },
+            Entry { offset: 0, ..entry },
             Entry { length: 2, ..entry },
             Entry { digest: "", ..entry },
             Entry { digest: &digest[1..], ..entry },
@@ -99,7 +101,7 @@ mod tests {
             assert!(matches!(error, Error::Other { .. }), "{other:?}: {error}");
             assert!(error.to_string().contains("one.ko is not the module that was measured"), "{error}");
         }
-        let cut = read(&rom, Entry { offset: 11, ..entry }).unwrap_err();
+        let cut = read(&rom, Entry { offset: 8192, ..entry }).unwrap_err();
         assert!(matches!(cut, Error::Read { .. }), "{cut}");
     }
 }

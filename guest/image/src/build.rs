@@ -62,7 +62,7 @@ pub struct BuildOptions {
 /// `guest.json`: the names of the files beside it, and how they are booted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GuestManifest {
-    /// The format's version: 1.
+    /// The format's version: 2, with the agent in a ROM.
     pub version: u32,
     /// The kernel.
     pub kernel: String,
@@ -88,7 +88,7 @@ pub struct GuestManifest {
 /// [`Error`] for inputs that cannot be read or would not boot, and for an output that is no guest.
 pub fn build(options: &BuildOptions) -> Result<GuestManifest, Error> {
     let manifest = GuestManifest {
-        version: 1,
+        version: 2,
         kernel: KERNEL.into(),
         initrd: INITRD.into(),
         agent: AGENT_ROM.into(),

@@ -103,13 +103,14 @@ fn take() -> Result<(), Error> {
     let line = line.and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
     let Entry { offset, length, digest, .. } = Entry::of_line(line.trim_ascii_end()).ok_or(Error::NoEntry)?;
 
-    let rom = Rom::map().map_err(while_("map the agent's ROM"))?;
+    let rom = Rom::open().map_err(while_("open the agent's ROM"))?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let agent = open(AGENT, flags, Mode::from_raw_mode(0o700)).map_err(while_("create the agent's file"))?;
     rom.append(offset, length, &agent).map_err(while_("copy the agent"))?;
-    let copy = Mapping::of(&agent, length).map_err(while_("map the agent's file"))?;
+    let copy = Mapping::of(&agent, 0, length).map_err(while_("map the agent's file"))?;
     // SAFETY: as many bytes were written to it, and this is the only program.
     program::check(unsafe { copy.bytes() }, Digest::of_digits(digest))?;
+    // Unmapped and closed: a file that somebody could write to is no program to execve(2).
     Ok(())
 }
 

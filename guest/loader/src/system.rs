@@ -1,6 +1,5 @@
 //! What the kernel does for a program at its end, and what it says meanwhile.
 
-use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::ffi::{CStr, c_char};
 use core::fmt;
@@ -8,9 +7,7 @@ use core::ptr;
 
 use rustix::fd::BorrowedFd;
 use rustix::io::{Errno, write};
-
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("the loader knows the system calls of x86-64 only");
+use sealpod_loader::call;
 
 /// execve(2) of x86-64, the same for all versions of Linux.
 const EXECVE: usize = 59;
@@ -54,26 +51,4 @@ pub(crate) fn exit(code: u8) -> ! {
         // SAFETY: it takes no address.
         unsafe { call(EXIT_GROUP, code.into(), 0, 0) };
     }
-}
-
-/// A system call of three arguments.
-///
-/// # Safety
-/// As that system call's.
-unsafe fn call(number: usize, first: usize, second: usize, third: usize) -> usize {
-    let result;
-    // SAFETY: the kernel changes rax, rcx and r11 and no other register; the caller answers for the rest.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") first,
-            in("rsi") second,
-            in("rdx") third,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result
 }

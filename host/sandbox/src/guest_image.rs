@@ -42,7 +42,7 @@ struct Manifest {
     machine: String,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MANIFEST: &str = "guest.json";
 /// The longest command line that the kernel takes on x86.
 const CMDLINE_BYTES: usize = 2047;
@@ -59,7 +59,10 @@ impl GuestImage {
         let json = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
         let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| refuse(error.to_string()))?;
         if manifest.version != VERSION {
-            return Err(refuse(format!("expected version {VERSION}, got {}", manifest.version)));
+            return Err(refuse(format!(
+                "expected version {VERSION}, got {}: build it again with this release's `sealpod guest build`",
+                manifest.version
+            )));
         }
         check_cmdline(&manifest.cmdline).map_err(refuse)?;
         if !(64..=3072).contains(&manifest.low_memory_mib) {
@@ -131,7 +134,7 @@ pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), String> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const JSON: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd.cpio","agent":"agent",
+    pub(crate) const JSON: &str = r#"{"version":2,"kernel":"vmlinuz","initrd":"initrd.cpio","agent":"agent",
         "firmware":"CODE.fd","firmware_variables":"VARS.fd","cmdline":"console=ttyS0 panic=-1","low_memory_mib":256,"machine":"q35"}"#;
 
     fn folder(json: &str) -> tempfile::TempDir {
@@ -166,8 +169,8 @@ pub(crate) mod tests {
     #[test]
     fn a_manifest_with_anything_unknown_or_out_of_range_is_refused() {
         for (from, to, word) in [
-            ("\"version\":1", "\"version\":2", "expected version 1, got 2"),
-            ("\"version\":1", "\"version\":1,\"more\":1", "unknown field `more`"),
+            ("\"version\":2", "\"version\":1", "expected version 2, got 1: build it again"),
+            ("\"version\":2", "\"version\":2,\"more\":1", "unknown field `more`"),
             ("\"vmlinuz\"", "\"../vmlinuz\"", "expected the name of a file"),
             ("\"vmlinuz\"", "\"absent\"", "No such file"),
             ("panic=-1", "panic=-1\\n", "printable ASCII"),

@@ -11,13 +11,11 @@ use crate::world::World;
 
 /// How long a call has run when its server is killed.
 const CALLED: Duration = Duration::from_millis(20);
-/// The same of a container's start, which takes the guest a second or more: it pulls the image.
-const STARTING: Duration = Duration::from_millis(300);
 
-/// Makes a call, and kills its server meanwhile.
-async fn interrupted<T>(call: impl Future<Output = T>, after: Duration, server: Pid) -> T {
+/// Makes a call, and kills its server once something has come about.
+async fn interrupted<T>(call: impl Future<Output = T>, then: impl Future<Output = ()>, server: Pid) -> T {
     let killing = async {
-        tokio::time::sleep(after).await;
+        then.await;
         kill_process(server, Signal::KILL).unwrap();
     };
     tokio::join!(call, killing).0
@@ -58,26 +56,30 @@ pub(crate) async fn containerd_killed_while_a_container_is_made_started_or_asked
     let config = |node: &Node| node.container_config("main", &world.image(), "sleep 1000");
 
     // It may be made all the same: the call is short.
-    let _ = interrupted(node.try_create(&pod, config(&node)), CALLED, containerd(&node)).await;
+    let called = tokio::time::sleep(CALLED);
+    let _ = interrupted(node.try_create(&pod, config(&node)), called, containerd(&node)).await;
     start_again(&mut node).await;
     remove_containers(&node, &pod).await;
 
     let id = node.try_create(&pod, config(&node)).await.unwrap();
-    let started = interrupted(node.try_start(&id), STARTING, containerd(&node)).await;
+    let asked = world.owner().registry_log().len();
+    let guest_pulls = node.until("the guest pulls", async || {
+        world.owner().registry_log()[asked..].contains("/blobs/").then_some(())
+    });
+    let started = interrupted(node.try_start(&id), guest_pulls, containerd(&node)).await;
     assert!(started.is_err(), "containerd was killed");
     start_again(&mut node).await;
     assert!(node.is_ready(&pod).await);
     remove_containers(&node, &pod).await;
 
     let id = node.spawn(&pod, config(&node)).await;
-    let server = containerd(&node);
-    let killing = async {
+    let runs = async {
         let runs =
             async || node.exec(&id, "[ -e /tmp/running ]").await.ok().filter(|exec| exec.exit_code == 0);
         node.until("an exec runs", runs).await;
-        kill_process(server, Signal::KILL).unwrap();
     };
-    let (exec, ()) = tokio::join!(node.exec(&id, "touch /tmp/running; sleep 1000"), killing);
+    let exec = node.exec(&id, "touch /tmp/running; sleep 1000");
+    let exec = interrupted(exec, runs, containerd(&node)).await;
     assert!(exec.is_err(), "containerd was killed");
     start_again(&mut node).await;
     assert_eq!(node.exec(&id, "echo still there").await.unwrap().stdout, b"still there\n");

@@ -330,14 +330,41 @@ pub(crate) fn a_broker_that_is_not_there_is_named(world: &World) {
     place.assert_nothing_is_left();
 }
 
-pub(crate) fn a_guest_that_dies_is_reported_with_its_last_words(world: &World) {
-    let place = Place::new(world.owner(), "dying");
+fn copy_of_guest(place: &Place) -> PathBuf {
     let copy = place.folder.join("guest");
     std::fs::create_dir(&copy).unwrap();
     for entry in std::fs::read_dir(guest()).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
     }
+    copy
+}
+
+/// The host may bring another agent, or another module: the measured initrd has their digests.
+pub(crate) fn a_rom_that_was_altered_gives_no_agent_and_no_module(world: &World) {
+    let place = Place::new(world.owner(), "altered");
+    let copy = copy_of_guest(&place);
+    let init_data = place.file("init-data.toml", &world.init_data());
+    let rom = std::fs::read(copy.join("agent.rom")).unwrap();
+    let overlay = rom.windows(8).rposition(|bytes| bytes == b"upperdir").unwrap();
+    let altered = [
+        // The agent is the first.
+        (4 << 20, ["the VM ended before its agent answered", "it is not the agent that was measured"]),
+        (overlay, ["load the kernel modules: ", "overlay.ko is not the module that was measured"]),
+    ];
+    for (at, words) in altered {
+        let mut rom = rom.clone();
+        rom[at] ^= 1;
+        std::fs::write(copy.join("agent.rom"), rom).unwrap();
+        let mut command = place.command(["run", "--init-data", &init_data, "--guest"]);
+        failed(&command.arg(&copy).arg(world.image()).output().unwrap(), 125, &words);
+        place.assert_nothing_is_left();
+    }
+}
+
+pub(crate) fn a_guest_that_dies_is_reported_with_its_last_words(world: &World) {
+    let place = Place::new(world.owner(), "dying");
+    let copy = copy_of_guest(&place);
     // An archive of nothing: no init, no root file system.
     std::fs::write(copy.join("initrd.cpio.lz4"), [0; 512]).unwrap();
     let init_data = place.file("init-data.toml", &world.init_data());

@@ -103,6 +103,7 @@ fn main() -> ExitCode {
         an_interrupted_run_leaves_nothing,
         an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothing,
         a_broker_that_is_not_there_is_named,
+        a_rom_that_was_altered_gives_no_agent_and_no_module,
         a_guest_that_dies_is_reported_with_its_last_words,
         a_machine_that_hangs_or_dies_under_a_container_is_reported,
     ));

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 /// Stands for the node's folder in data files.
 const FOLDER: &str = "@";
-const GUEST: &str = r#"{"version":1,"kernel":"vmlinuz","initrd":"initrd","agent":"agent","firmware":"CODE.fd",
+const GUEST: &str = r#"{"version":2,"kernel":"vmlinuz","initrd":"initrd","agent":"agent","firmware":"CODE.fd",
     "firmware_variables":"VARS.fd","cmdline":"panic=-1","low_memory_mib":256,"machine":"q35"}"#;
 
 pub(crate) struct Node {
