@@ -187,7 +187,8 @@ pub(crate) fn run_passes_on_input_and_a_terminal(world: &World) {
     let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = script.stdout.take().unwrap();
     let mut said = Vec::new();
-    while !text(&said).contains("/dev/pts/0") {
+    // To the line's end: what is typed before it would be echoed there.
+    while !text(&said).contains("/dev/pts/0\r\n") {
         let mut buffer = [0; 256];
         let count = stdout.read(&mut buffer).unwrap();
         assert_ne!(count, 0, "{}", text(&said));
