@@ -150,12 +150,12 @@ impl Runs {
         let mut runs: Vec<(f64, Run)> = factors.into_iter().zip(self.0.iter().cloned()).collect();
         runs.sort_by(|one, other| one.0.total_cmp(&other.0));
         runs.truncate(RUNS);
-        let apart = |run: &Run| run.agent_ready.as_secs_f64() - run.bare.as_secs_f64();
+        let apart = |run: &Run| (run.agent_ready.as_secs_f64() - run.bare.as_secs_f64()) * 1000.0;
         Boots {
             bare: runs.iter().map(|(_, run)| run.bare).collect(),
             agent_ready: runs.iter().map(|(_, run)| run.agent_ready).collect(),
             disturbance: runs.last().map_or(f64::INFINITY, |(factor, _)| *factor),
-            all_apart: self.0.iter().map(apart).collect(),
+            all_apart_ms: self.0.iter().map(apart).collect(),
         }
     }
 }

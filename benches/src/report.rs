@@ -38,8 +38,8 @@ pub(crate) struct Boots {
     pub(crate) agent_ready: Vec<Duration>,
     /// How many times as long as undisturbed work took in the most disturbed of these, between bare guest and agent.
     pub(crate) disturbance: f64,
-    /// How far apart the two were in all runs, of which those above are the least disturbed: in seconds.
-    pub(crate) all_apart: Vec<f64>,
+    /// How far apart the two were in all runs, of which those above are the least disturbed: in ms.
+    pub(crate) all_apart_ms: Vec<f64>,
 }
 
 /// `boot.json`. All `_ms` and `_mb` are medians unless their names say otherwise; a MB is 10⁶ bytes.
@@ -127,16 +127,16 @@ impl Boots {
         let pairs = self.agent_ready.iter().zip(&self.bare);
         let pairs = pairs.map(|(ready, bare)| (ready.as_secs_f64() - bare.as_secs_f64()) * 1000.0);
         let (pair_difference, _) = median_and_minimum(pairs.collect())?;
-        let (all_apart, _) = median_and_minimum(self.all_apart.clone())?;
+        let (all_apart, _) = median_and_minimum(self.all_apart_ms.clone())?;
         Ok(BootReport {
             bare_ms: bare,
             bare_min_ms: bare_min,
             agent_ready_ms: ready,
             agent_ready_min_ms: ready_min,
             difference_ms: rounded(ready - bare),
-            pair_difference_ms: rounded(pair_difference),
-            all_pair_difference_ms: rounded(all_apart * 1000.0),
-            runs_made: self.all_apart.len(),
+            pair_difference_ms: pair_difference,
+            all_pair_difference_ms: all_apart,
+            runs_made: self.all_apart_ms.len(),
             disturbance: (self.disturbance * 100.0).round() / 100.0,
         })
     }
@@ -210,12 +210,12 @@ mod tests {
                 bare: times(&[5000, 4000, 9000]),
                 agent_ready: times(&[5400, 5500, 9100]),
                 disturbance: 1.234,
-                all_apart: vec![0.4, 0.7, 0.8],
+                all_apart_ms: vec![400.0, 712.3, 800.0],
             },
             without_firmware: Boots {
                 bare: times(&[1000]),
                 agent_ready: times(&[1200]),
-                all_apart: vec![0.2],
+                all_apart_ms: vec![200.0],
                 disturbance: 1.0,
             },
             resident_bytes: vec![11_000_000, 12_000_000, 99_000_000],
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!(report["with_firmware"]["difference_ms"], 500.0);
         assert_eq!(report["with_firmware"]["pair_difference_ms"], 400.0);
         assert_eq!(report["with_firmware"]["runs_made"], 3);
-        assert_eq!(report["with_firmware"]["all_pair_difference_ms"], 700.0);
+        assert_eq!(report["with_firmware"]["all_pair_difference_ms"], 712.3);
         assert_eq!(report["with_firmware"]["disturbance"], 1.23);
         assert_eq!(report["without_firmware"]["difference_ms"], 200.0);
         assert_eq!((&report["attest_ms"], &report["quote_ms"]), (&310.0.into(), &10.0.into()));
