@@ -23,7 +23,7 @@ fn counts() -> Counts {
 }
 
 /// What the snapshotter may have more for each pod, in KiB. It keeps nothing of a pod that has gone.
-const SNAPSHOTTER_KIB: usize = 8;
+const SNAPSHOTTER_KIB: usize = 16;
 /// The same of containerd, whose garbage collector lets its heap double before it looks.
 const CONTAINERD_KIB: usize = 128;
 
