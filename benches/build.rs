@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=bare_init.rs");
+    for source in ["bare_init.rs", "../guest/loader/src/call.rs"] {
+        println!("cargo::rerun-if-changed={source}");
+    }
     let variable = |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     let program = PathBuf::from(variable("OUT_DIR")).join("bare-init");
     let status = Command::new(variable("RUSTC"))

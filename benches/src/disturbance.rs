@@ -18,7 +18,7 @@ const NUMBERS: u32 = 1000;
 const UNDISTURBED: f64 = 0.05;
 
 /// Looks, from a thread of its own until nobody asks any more, how long the same work takes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Disturbance(Arc<Mutex<Vec<Look>>>);
 
 #[derive(Clone, Copy, Debug)]
@@ -36,14 +36,15 @@ impl Disturbance {
     pub(crate) fn watch() -> anyhow::Result<Self> {
         let this = Self(Arc::default());
         let looks = Arc::downgrade(&this.0);
-        let look = move || {
+        let watch = move || {
             while let Some(looks) = looks.upgrade() {
-                looks.lock().unwrap_or_else(PoisonError::into_inner).push(look());
+                let look = look();
+                looks.lock().unwrap_or_else(PoisonError::into_inner).push(look);
                 drop(looks);
                 thread::sleep(PAUSE);
             }
         };
-        thread::Builder::new().name("disturbance".into()).spawn(look).context("cannot start a thread")?;
+        thread::Builder::new().name("disturbance".into()).spawn(watch).context("cannot start a thread")?;
         Ok(this)
     }
 

@@ -1,9 +1,9 @@
 //! The two guests on the same machine, at the same time.
 //!
 //! A boot's time depends on what else the machine does, by more than the agent's part of it, and where the machine is a
-//! virtual one, on its neighbours. So the two boot at once and share one processor: whatever slows one slows the
-//! other as much, as Linux gives both the same share. Each then takes about twice as long as alone. What is left between them is measured alone, for the
-//! bare guest rests by then; and it does not matter which of them started first.
+//! virtual one, on its neighbours. So the two boot at once and share one processor, of which Linux gives both as much:
+//! whatever slows one slows the other. Each then takes about twice as long as alone. When the bare guest is there it
+//! rests, so what the agent still needs takes as long as alone; and it does not matter which of them started first.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -130,5 +130,19 @@ pub(crate) async fn info(sandbox: &Sandbox) -> anyhow::Result<Info> {
     match sandbox.agent().call(Request::Info).await? {
         Reply::Info(info) => Ok(info),
         other => bail!("the agent answered Info with {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_and_what_it_starts_keep_to_one_processor() {
+        let kept = std::thread::spawn(|| {
+            keep_to_one_processor().unwrap();
+            std::thread::spawn(|| sched_getaffinity(None).unwrap().count()).join().unwrap()
+        });
+        assert_eq!(kept.join().unwrap(), 1);
     }
 }

@@ -9,6 +9,7 @@ mod owner;
 mod quote;
 mod relay;
 mod report;
+mod runs;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,16 +20,13 @@ use sealpod_sandbox::tpm_authority;
 use tokio::signal::unix::{SignalKind, signal};
 
 use disturbance::Disturbance;
-use machine::{Machine, Pair};
+use machine::Machine;
 use owner::Owner;
-use report::{Boots, Measurements, Report};
+use report::{Measurements, Report};
+use runs::{RUNS, Run, Runs};
 
-/// Runs of each kind that count. The kinds take turns, and medians count.
-const RUNS: usize = 5;
-/// Runs of each kind at most, until so many of them were hardly disturbed. The least disturbed count.
+/// Runs of each kind at most, until so many as count were hardly disturbed. The kinds take turns.
 const MOST_RUNS: usize = 15;
-/// How much longer work may take because of others in a run that is hardly disturbed.
-const HARDLY_DISTURBED: f64 = 1.2;
 
 fn main() -> ExitCode {
     match run() {
@@ -85,7 +83,7 @@ async fn measure() -> anyhow::Result<Measurements> {
             let kind = if firmware { "with firmware" } else { "without firmware" };
             let began = Instant::now();
             let pair = machine.pair(firmware).await?;
-            runs.0.push(Run::of(&pair, began, &disturbance));
+            runs.add(Run::of(&pair, began, &disturbance));
             tell(
                 &format!("round {round}, {kind}: bare guest, agent ready, of which alone"),
                 &[pair.bare, pair.ready(), pair.ready().saturating_sub(pair.bare)],
@@ -105,59 +103,6 @@ async fn measure() -> anyhow::Result<Measurements> {
     all.with_firmware = with_firmware.least_disturbed();
     all.without_firmware = without_firmware.least_disturbed();
     Ok(all)
-}
-
-/// What is kept of a pair.
-#[derive(Clone)]
-struct Run {
-    bare: Duration,
-    agent_ready: Duration,
-    /// How long looks took during the whole boot, and from the bare guest's line to the agent's answer.
-    looks: Vec<f64>,
-    looks_between: Vec<f64>,
-}
-
-impl Run {
-    fn of(pair: &Pair, began: Instant, disturbance: &Disturbance) -> Self {
-        let (first, last) = (pair.bare_at.min(pair.ready_at), pair.bare_at.max(pair.ready_at));
-        Self {
-            bare: pair.bare,
-            agent_ready: pair.ready(),
-            looks: disturbance.looks(began, last),
-            looks_between: disturbance.looks(first, last),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Runs(Vec<Run>);
-
-impl Runs {
-    /// How much each was disturbed, compared with the best that there was while guests booted.
-    fn factors(&self) -> Vec<f64> {
-        let all: Vec<f64> = self.0.iter().flat_map(|run| run.looks.iter().copied()).collect();
-        self.0.iter().map(|run| disturbance::factor(&run.looks_between, &all)).collect()
-    }
-
-    /// Whether so many as count were hardly disturbed.
-    fn are_enough(&self) -> bool {
-        self.factors().iter().filter(|factor| **factor <= HARDLY_DISTURBED).count() >= RUNS
-    }
-
-    /// Those that count. What disturbed them is judged at the end: by then it is known how fast work can be.
-    fn least_disturbed(self) -> Boots {
-        let factors = self.factors();
-        let mut runs: Vec<(f64, Run)> = factors.into_iter().zip(self.0.iter().cloned()).collect();
-        runs.sort_by(|one, other| one.0.total_cmp(&other.0));
-        runs.truncate(RUNS);
-        let apart = |run: &Run| (run.agent_ready.as_secs_f64() - run.bare.as_secs_f64()) * 1000.0;
-        Boots {
-            bare: runs.iter().map(|(_, run)| run.bare).collect(),
-            agent_ready: runs.iter().map(|(_, run)| run.agent_ready).collect(),
-            disturbance: runs.last().map_or(f64::INFINITY, |(factor, _)| *factor),
-            all_apart_ms: self.0.iter().map(apart).collect(),
-        }
-    }
 }
 
 /// A line of progress.

@@ -44,3 +44,19 @@ impl Memory {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_find_it_by_its_path_and_it_can_be_cleared() {
+        let memory = Memory::hold(2).unwrap();
+        assert_eq!(std::fs::read(memory.path()).unwrap(), vec![0; 2 * MIB]);
+        let file = File::options().write(true).open(memory.path()).unwrap();
+        file.write_all_at(b"what a guest wrote", (2 * MIB - 18) as u64).unwrap();
+        assert!(std::fs::read(memory.path()).unwrap().ends_with(b"what a guest wrote"));
+        memory.clear().unwrap();
+        assert_eq!(std::fs::read(memory.path()).unwrap(), vec![0; 2 * MIB]);
+    }
+}

@@ -66,7 +66,7 @@ pub(crate) struct Report {
     pass: bool,
 }
 
-/// Both guests boot at once on one processor: each takes about twice as long as alone, and what is between them as long.
+/// Both guests boot at once on one processor: each takes about twice as long as alone, and the difference as long.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct BootReport {
     bare_ms: f64,

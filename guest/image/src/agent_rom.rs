@@ -1,7 +1,7 @@
 //! The ROM that the agent comes in, and the kernel modules which the guest does not need for hearing the host.
 
 /// What files begin at multiples of, in bytes, as memory's pages do.
-pub(crate) const PAGE: usize = 4096;
+const PAGE: usize = 4096;
 
 /// Files one after another, each from a page's begin.
 #[derive(Debug, Default)]

@@ -237,7 +237,6 @@ mod tests {
     use sealpod_loader::rom::Entry;
 
     use super::*;
-
     use crate::module_groups;
     use crate::test_elf;
 
@@ -383,7 +382,8 @@ mod tests {
             assert_eq!(blake2b_simd::blake2b(content).to_hex().as_str(), entry.digest, "{}", entry.name);
             found.push(entry.name);
         }
-        let expected = "sealpod-agent virtio_blk.ko cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko \
+        let expected = "sealpod-agent virtio_blk.ko \
+                        cryptd.ko crypto_simd.ko aesni_intel.ko ecb.ko xts.ko dm_mod.ko dm_crypt.ko \
                         failover.ko net_failover.ko virtio_net.ko overlay.ko \
                         vsock.ko vmw_vsock_virtio_transport_common.ko vmw_vsock_virtio_transport.ko";
         assert_eq!(found.join(" "), expected);

@@ -2,8 +2,8 @@
 //!
 //! The same inputs give the same bytes, so that whoever has the inputs can compute what the VM measures.
 //! What firmware measures it hashes slowly, so the initrd holds little: the loader as `/init`, and the kernel modules that
-//! it takes to hear the host, `/modules/*.ko`, which `/modules/boot.list` names in the order in which they load. The agent and
-//! the other modules are in a file of their own, which VMs get as a ROM. The initrd says what must be in it, as
+//! it takes to hear the host, `/modules/*.ko`, which `/modules/boot.list` names in the order in which they load. The agent
+//! and the other modules are in a file of their own, which VMs get as a ROM. The initrd says what must be in it, as
 //! `sealpod_loader::rom::Entry` has it: `/agent.list`, and for each group of modules `/modules/GROUP.list`.
 
 mod agent_rom;

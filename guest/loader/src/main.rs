@@ -1,5 +1,5 @@
-//! The first program of a guest. The measured initrd holds it, the modules that the kernel needs to hear the host, and the
-//! agent's digest; the agent itself comes in a ROM of the host's, and runs if it is the one that the digest names.
+//! The first program of a guest. The measured initrd holds it, the modules that the kernel needs to hear the host, and
+//! the agent's digest; the agent itself comes in a ROM of the host's, and runs if it is the one that the digest names.
 //!
 //! Firmware hashes every byte of the initrd with each algorithm that the TPM knows, 204 instructions a byte. Here it is
 //! one, BLAKE2b (RFC 7693), which takes the fewest of those that are as strong; and the agent is bound as firmly. For

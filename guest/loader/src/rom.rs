@@ -48,8 +48,8 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The region of the device's memory. The host can change at any moment what is there, so it is only ever copied, and the
-/// copy judged.
+/// The region of the device's memory. The host can change at any moment what is there, so it is only ever copied, and
+/// the copy judged.
 #[derive(Debug)]
 pub struct Rom {
     region: OwnedFd,
@@ -84,8 +84,8 @@ impl Rom {
     /// `ENXIO` if it ends before; if it cannot be mapped.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Errno> {
         let from = self.map(offset, into.len())?;
-        // SAFETY: as many bytes are mapped there, and `into` has room for them. The compiler knows nothing of this copy, so
-        // it cannot take the ROM for the copy and read there again.
+        // SAFETY: as many bytes are mapped there, and `into` has room for them. The compiler knows nothing of this copy,
+        // so it cannot take the ROM for the copy and read there again.
         unsafe {
             asm!(
                 "rep movsq",
@@ -110,8 +110,8 @@ impl Rom {
         let to = usize::try_from(to.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?;
         let mut done = 0;
         while done < length {
-            // SAFETY: they are mapped. Only the kernel reads them: write(2) by its number, since what would be a slice in
-            // Rust must not change.
+            // SAFETY: they are mapped. Only the kernel reads them: write(2) by its number, since what would be a slice
+            // in Rust must not change.
             let result = unsafe { call(WRITE, to, from.begin.addr() + done, length - done) };
             match result.cast_signed() {
                 0 => return Err(Errno::IO),

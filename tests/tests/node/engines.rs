@@ -2,24 +2,18 @@
 
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 use sealpod_tests::Node;
 use sealpod_tests::node::{NodePod, RUNTIME, cri};
 
-use crate::failures::{VM, containerd, inventory, nothing_is_left, processes, remove_all_but_ready};
+use crate::failures::{
+    RUNNING, another_vm, asked_for, containerd, interrupted, inventory, is_running, nothing_is_left,
+    processes, remove_all_but_ready,
+};
 use crate::world::World;
 
 /// How long a call has run when its server is killed.
 const CALLED: Duration = Duration::from_millis(20);
-
-/// Makes a call, and kills its server once something has come about.
-async fn interrupted<T>(call: impl Future<Output = T>, then: impl Future<Output = ()>, server: Pid) -> T {
-    let killing = async {
-        then.await;
-        kill_process(server, Signal::KILL).unwrap();
-    };
-    tokio::join!(call, killing).0
-}
 
 /// Starts containerd again after it was killed.
 async fn start_again(node: &mut Node) {
@@ -62,24 +56,15 @@ pub(crate) async fn containerd_killed_while_a_container_is_made_started_or_asked
     remove_containers(&node, &pod).await;
 
     let id = node.try_create(&pod, config(&node)).await.unwrap();
-    let asked = world.owner().registry_log().len();
-    let guest_pulls = node.until("the guest pulls", async || {
-        world.owner().registry_log()[asked..].contains("/blobs/").then_some(())
-    });
-    let started = interrupted(node.try_start(&id), guest_pulls, containerd(&node)).await;
+    let pulls = asked_for(world, &node, "/blobs/");
+    let started = interrupted(node.try_start(&id), pulls, containerd(&node)).await;
     assert!(started.is_err(), "containerd was killed");
     start_again(&mut node).await;
     assert!(node.is_ready(&pod).await);
     remove_containers(&node, &pod).await;
 
     let id = node.spawn(&pod, config(&node)).await;
-    let runs = async {
-        let runs =
-            async || node.exec(&id, "[ -e /tmp/running ]").await.ok().filter(|exec| exec.exit_code == 0);
-        node.until("an exec runs", runs).await;
-    };
-    let exec = node.exec(&id, "touch /tmp/running; sleep 1000");
-    let exec = interrupted(exec, runs, containerd(&node)).await;
+    let exec = interrupted(node.exec(&id, RUNNING), is_running(&node, &id), containerd(&node)).await;
     assert!(exec.is_err(), "containerd was killed");
     start_again(&mut node).await;
     assert_eq!(node.exec(&id, "echo still there").await.unwrap().stdout, b"still there\n");
@@ -97,16 +82,9 @@ pub(crate) async fn containerd_killed_while_a_pod_starts_leaves_nothing_that_can
     let mut node = world.node().await;
     let _shared = world.pod(&node).await;
     let before = inventory();
-    {
-        let starting = node.try_run_pod(node.pod_config("orphan", Some(&world.init_data())), RUNTIME);
-        let vms = processes(VM, "").len();
-        let killing = async {
-            node.until("its VM is there", async || (processes(VM, "").len() > vms).then_some(())).await;
-            kill_process(containerd(&node), Signal::KILL).unwrap();
-        };
-        let (started, ()) = tokio::join!(starting, killing);
-        assert!(started.is_err(), "containerd was killed");
-    }
+    let starting = node.try_run_pod(node.pod_config("orphan", Some(&world.init_data())), RUNTIME);
+    let started = interrupted(starting, another_vm(&node), containerd(&node)).await;
+    assert!(started.is_err(), "containerd was killed");
     node.start_containerd();
     node.ready().await;
     // The shim goes on; its pod becomes ready or is gone. kubelet removes what it has not heard of.
@@ -176,14 +154,9 @@ pub(crate) async fn a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_start
     let spec = cri::ImageSpec { image: image.clone(), ..Default::default() };
     let forget = cri::RemoveImageRequest { image: Some(spec) };
     node.images().remove_image(forget).await.unwrap();
-    let asked = world.owner().registry_log().len();
-    let killing = async {
-        let pulls = async || world.owner().registry_log()[asked..].contains("/manifests/").then_some(());
-        node.until("the host pulls", pulls).await;
-        kill_process(snapshotter(), Signal::KILL).unwrap();
-    };
+    let pulls = asked_for(world, &node, "/manifests/");
     // It may have got what it needs.
-    let _ = tokio::join!(node.try_pull_for(&image, ""), killing);
+    let _ = interrupted(node.try_pull_for(&image, ""), pulls, snapshotter()).await;
     node.kill_snapshotter();
     node.start_snapshotter();
     let pulled = async || node.try_pull_for(&image, "").await.ok();
@@ -200,13 +173,8 @@ pub(crate) async fn a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_start
     let refused = node.try_run_pod(config.clone(), RUNTIME).await.unwrap_err();
     assert!(refused.message().contains("snapshotter.sock"), "{}", refused.message());
     node.start_snapshotter();
-    let vms = processes(VM, "").len();
     let starts = async || node.try_run_pod(config.clone(), RUNTIME).await.ok();
-    let killing = async {
-        node.until("its VM is there", async || (processes(VM, "").len() > vms).then_some(())).await;
-        kill_process(snapshotter(), Signal::KILL).unwrap();
-    };
-    let (pod, ()) = tokio::join!(node.until("the pod runs", starts), killing);
+    let pod = interrupted(node.until("the pod runs", starts), another_vm(&node), snapshotter()).await;
     assert!(node.is_ready(&pod).await);
     node.kill_snapshotter();
     node.start_snapshotter();

@@ -12,7 +12,7 @@ use crate::world::World;
 
 /// The programs that a pod takes.
 const SHIM: &str = "containerd-shim-sealpod-v2";
-pub(crate) const VM: &str = "qemu-system-x86_64";
+const VM: &str = "qemu-system-x86_64";
 const TPM: &str = "swtpm";
 
 /// Processes of this namespace whose program and arguments have these words.
@@ -101,6 +101,45 @@ pub(crate) fn containerd(node: &Node) -> Pid {
     processes("containerd", node.path("containerd.toml").to_str().unwrap())[0]
 }
 
+/// Makes a call, and kills a process once something has come about.
+pub(crate) async fn interrupted<T>(
+    call: impl Future<Output = T>,
+    then: impl Future<Output = ()>,
+    killed: Pid,
+) -> T {
+    let killing = async {
+        then.await;
+        kill_process(killed, Signal::KILL).unwrap();
+    };
+    tokio::join!(call, killing).0
+}
+
+/// Waits until the registry is asked for more of a kind.
+pub(crate) fn asked_for(world: &World, node: &Node, kind: &str) -> impl Future<Output = ()> {
+    let asked = world.owner().registry_log().len();
+    async move {
+        let asks = async || world.owner().registry_log()[asked..].contains(kind).then_some(());
+        node.until("the registry is asked", asks).await;
+    }
+}
+
+/// Waits until there is another VM.
+pub(crate) fn another_vm(node: &Node) -> impl Future<Output = ()> {
+    let vms = processes(VM, "").len();
+    async move {
+        node.until("its VM is there", async || (processes(VM, "").len() > vms).then_some(())).await;
+    }
+}
+
+/// What an exec does that does not end by itself.
+pub(crate) const RUNNING: &str = "touch /tmp/running; sleep 1000";
+
+/// Waits until it does that.
+pub(crate) async fn is_running(node: &Node, id: &str) {
+    let runs = async || node.exec(id, "[ -e /tmp/running ]").await.ok().filter(|exec| exec.exit_code == 0);
+    node.until("an exec runs", runs).await;
+}
+
 /// Starts a pod for each of the names, all at once.
 async fn run_pods(world: &World, node: &Node, names: &[&str]) -> Vec<NodePod> {
     let init_data = world.init_data();
@@ -111,16 +150,12 @@ async fn run_pods(world: &World, node: &Node, names: &[&str]) -> Vec<NodePod> {
 /// Kills one of a pod's processes while a container and an exec run.
 async fn fails(world: &World, node: &Node, pod: &NodePod, program: &str) {
     let id = node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
-    let victim = process_of(pod, program);
-    let killing = async {
-        let runs =
-            async || node.exec(&id, "[ -e /tmp/running ]").await.ok().filter(|exec| exec.exit_code == 0);
-        node.until("an exec runs", runs).await;
-        let killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        kill_process(victim, Signal::KILL).unwrap();
-        killed
+    let mut killed = Duration::ZERO;
+    let running = async {
+        is_running(node, &id).await;
+        killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     };
-    let (exec, killed) = tokio::join!(node.exec(&id, "touch /tmp/running; sleep 1000"), killing);
+    let exec = interrupted(node.exec(&id, RUNNING), running, process_of(pod, program)).await;
     assert!(exec.as_ref().map_or(true, |exec| exec.exit_code != 0), "{exec:?} of a pod that was killed");
     let status = node.ended(&id).await;
     assert_ne!(status.exit_code, 0);
@@ -148,16 +183,11 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
     let before = inventory();
     let pods = run_pods(world, &node, &["pulls-without-shim", "pulls-without-vm", "pulls-without-tpm"]).await;
     for (pod, program) in pods.iter().zip([SHIM, VM, TPM]) {
-        let asked = world.owner().registry_log().len();
         let config = node.container_config("main", &world.image(), "sleep 1000");
         let id = node.try_create(pod, config).await.unwrap();
-        let killing = async {
-            let pulls = async || world.owner().registry_log()[asked..].contains("/blobs/").then_some(());
-            node.until("the guest pulls", pulls).await;
-            kill_process(process_of(pod, program), Signal::KILL).unwrap();
-        };
+        let pulls = asked_for(world, &node, "/blobs/");
         // Only this asks the shim for a container, and it the guest.
-        let (started, ()) = tokio::join!(node.try_start(&id), killing);
+        let started = interrupted(node.try_start(&id), pulls, process_of(pod, program)).await;
         // The guest asks the TPM for nothing any more: it may be quicker than the end of its machine.
         assert!(started.is_err() || program == TPM, "a container runs in a pod that was killed");
         if started.is_ok() {
@@ -189,12 +219,8 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
         let mut runtime = node.runtime();
         let stopping =
             runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
-        let killing = async {
-            tokio::time::sleep(STOPPING).await;
-            kill_process(killed, Signal::KILL).unwrap();
-        };
         // It may succeed or fail: kubelet comes again until it succeeds.
-        let _ = tokio::join!(stopping, killing);
+        let _ = interrupted(stopping, tokio::time::sleep(STOPPING), killed).await;
         if killed == engine {
             node.kill_containerd();
             node.start_containerd();
