@@ -125,6 +125,12 @@ impl Node {
         command.arg("--config").arg(place("snapshotter.toml"));
         let mut service = Service::start("sealpod-snapshotter", &mut command, &place("snapshotter.log"));
         service.until(|| std::os::unix::net::UnixStream::connect(place("snapshotter.sock")).ok());
+        // containerd found nobody there meanwhile, and waits a second or more before it tries to connect again.
+        if self.containerd.is_some() {
+            let mut snapshots = self.ctr();
+            snapshots.args(["snapshots", "--snapshotter", "sealpod", "list"]);
+            service.until(|| snapshots.output().is_ok_and(|output| output.status.success()).then_some(()));
+        }
         self.snapshotter = Some(service);
     }
 
@@ -143,10 +149,17 @@ impl Node {
         command.arg("--config").arg(place("containerd.toml"));
         command.env("PATH", format!("{programs}:{own}{}", std::env::var("PATH").unwrap_or_default()));
         let mut service = Service::start("containerd", &mut command, &place("containerd.log"));
-        let mut version = self.version.command("ctr");
-        version.arg("--address").arg(place("containerd.sock")).arg("version");
+        let mut version = self.ctr();
+        version.arg("version");
         service.until(|| version.output().is_ok_and(|output| output.status.success()).then_some(()));
         self.containerd = Some(service);
+    }
+
+    /// containerd's own client, for what is CRI's.
+    fn ctr(&self) -> Command {
+        let mut ctr = self.version.command("ctr");
+        ctr.arg("--address").arg(self.folder.join("containerd.sock")).args(["--namespace", "k8s.io"]);
+        ctr
     }
 
     /// Stops containerd where it is, or lets it go on.
@@ -383,13 +396,8 @@ impl Node {
 
     /// Does to a container what CRI has no call for: `pause`, `resume`.
     pub fn task(&self, what: &str, id: &str) {
-        let mut ctr = self.version.command("ctr");
-        ctr.arg("--address").arg(self.folder.join("containerd.sock")).args([
-            "--namespace",
-            "k8s.io",
-            "tasks",
-        ]);
-        let output = ctr.args([what, id]).output().expect("ctr comes with containerd");
+        let mut ctr = self.ctr();
+        let output = ctr.args(["tasks", what, id]).output().expect("ctr comes with containerd");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
