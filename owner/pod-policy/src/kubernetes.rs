@@ -341,7 +341,7 @@ pub(crate) struct EmptyDir {
     pub(crate) size_limit: Option<Quantity>,
 }
 
-/// As `64Mi`, or a plain number.
+/// As `64Mi` or `1.5Gi`, or a plain number.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Quantity {
@@ -350,18 +350,20 @@ pub(crate) enum Quantity {
 }
 
 impl Quantity {
-    /// In whole bytes, rounded up.
+    /// In whole bytes, rounded up; none for what is no quantity of bytes.
     pub(crate) fn bytes(&self) -> Option<u64> {
         let text = match self {
             Self::Number(number) => return Some(*number),
             Self::Text(text) => text.trim(),
         };
-        let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+        let digits =
+            text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at_checked(digits)?;
-        let number: u64 = number.parse().ok()?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let number: u128 = format!("{whole}{fraction}").parse().ok()?;
         let (base, power) = match unit {
             "" => (1, 0),
-            "k" => (1000, 1),
+            "k" => (1000_u128, 1),
             "M" => (1000, 2),
             "G" => (1000, 3),
             "T" => (1000, 4),
@@ -371,7 +373,8 @@ impl Quantity {
             "Ti" => (1024, 4),
             _ => return None,
         };
-        number.checked_mul(u64::pow(base, power))
+        let parts = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        number.checked_mul(base.pow(power))?.div_ceil(parts).try_into().ok()
     }
 }
 
@@ -394,10 +397,24 @@ mod tests {
 
     #[test]
     fn quantities_are_bytes() {
-        for (text, bytes) in [("64Mi", 64 << 20), ("1k", 1000), ("17", 17), ("2Gi", 2 << 30)] {
-            assert_eq!(Quantity::Text(text.into()).bytes(), Some(bytes));
+        let whole = [("64Mi", 64 << 20), ("1k", 1000), ("17", 17), ("2Gi", 2 << 30)];
+        let parts = [("1.5Gi", 3 << 29), ("0.1k", 100), (".5Ki", 512), ("2.k", 2000), ("1.0001k", 1001)];
+        for (text, bytes) in whole.into_iter().chain(parts) {
+            assert_eq!(Quantity::Text(text.into()).bytes(), Some(bytes), "{text}");
         }
-        for text in ["", "1.5Gi", "x", "1Zi", "99999999999999999999", "18446744073709551615Ti"] {
+        let long = format!("0.{}Gi", "1".repeat(40));
+        for text in [
+            "",
+            ".",
+            "1.5.5Gi",
+            "-1",
+            "1.-5",
+            "x",
+            "1Zi",
+            "99999999999999999999",
+            "18446744073709551615Ti",
+            &long,
+        ] {
             assert_eq!(Quantity::Text(text.into()).bytes(), None, "{text}");
         }
     }

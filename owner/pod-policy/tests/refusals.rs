@@ -89,7 +89,7 @@ fn what_the_guest_cannot_have_is_refused() {
         (volume("nfs: {server: s, path: /}", ""), "nfs is refused"),
         (volume("csi: {driver: d}", ""), "csi is refused"),
         (volume("emptyDir: {medium: HugePages}", ""), "HugePages"),
-        (volume("emptyDir: {medium: Memory, sizeLimit: 1.5Gi}", ""), "sizeLimit"),
+        (volume("emptyDir: {medium: Memory, sizeLimit: 1.5Zi}", ""), "sizeLimit"),
         (volume("emptyDir: {}", "mountPropagation: Bidirectional"), "mountPropagation"),
         (volume_at("/dev/"), "nothing can be mounted at /dev: the guest makes it itself"),
         (volume_at("/proc/sys/kernel"), "nothing can be mounted at /proc/sys/kernel"),

@@ -30,7 +30,13 @@ value_fits(variable, value) if filled_text(variable.made_of) == value
 
 value_fits(variable, _) if variable.like == "anything"
 
-value_fits(variable, value) if trim(value, letters[variable.like]) == ""
+value_fits(variable, value) if {
+	trim(value, letters[variable.like]) == ""
+	not is_missing(variable.like, value)
+}
+
+# A name may be that of a label which no controller has set.
+is_missing(like, "") if like in {"address", "number"}
 
 value_fits(variable, value) if {
 	startswith(value, variable.begins)

@@ -104,6 +104,7 @@ fn a_single_field_that_was_tampered_with_is_denied_and_named() {
         ("environment.POD", |r, _| drop(r.environment.insert("POD".into(), "api-1-2".into()))),
         ("environment.POD", |r, _| drop(r.environment.insert("POD".into(), "web-/../x".into()))),
         ("environment.POD_IP", |r, _| drop(r.environment.insert("POD_IP".into(), "$(id)".into()))),
+        ("environment.POD_IP", |r, _| drop(r.environment.insert("POD_IP".into(), String::new()))),
         ("environment.DEBUG", |r, _| drop(r.environment.insert("DEBUG".into(), "1".into()))),
         ("environment.A_SERVICE_HOST", |r, _| {
             drop(r.environment.insert("A_SERVICE_HOST".into(), "evil.example".into()))

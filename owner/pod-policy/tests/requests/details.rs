@@ -28,6 +28,29 @@ fn any_text_can_be_a_value() {
 }
 
 #[test]
+fn a_resource_is_any_number_and_not_none() {
+    let spec = "{containers: [{name: a, image: i, env: [{name: CPUS, valueFrom: \
+                {resourceFieldRef: {resource: limits.cpu}}}]}]}";
+    let policy = policy_of(&pod(spec), &Options::default());
+    for (value, allowed) in
+        [("2", true), ("0", true), ("", false), ("1.5", false), ("-1", false), ("2 ", false)]
+    {
+        let request = CreateContainer {
+            name: Some("a".into()),
+            image: "i".into(),
+            allow_privilege_escalation: true,
+            environment: variables(&[("CPUS", value)]),
+            ..CreateContainer::default()
+        };
+        let decided = examine(&policy, &request, &ImageFacts::default());
+        assert_eq!(decided.is_ok(), allowed, "{value:?}: {decided:?}");
+        if !allowed {
+            assert_eq!(fields(decided), ["environment.CPUS"]);
+        }
+    }
+}
+
+#[test]
 fn a_tag_is_a_name_that_the_signer_decides_on() {
     let policy = policy_of(&pod("{containers: [{name: a, image: busybox}]}"), &Options::default());
     let request = |image: &str| CreateContainer {
