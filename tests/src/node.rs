@@ -488,7 +488,7 @@ fn uid(pod: &str) -> String {
 
 /// The parent of this program's pods' control groups.
 fn cgroup() -> String {
-    format!("sealpod-tests-{}", std::process::id())
+    format!("sealpod-tests-{}", namespaces::number())
 }
 
 /// base64(gzip(text))

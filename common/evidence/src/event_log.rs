@@ -104,6 +104,9 @@ impl Event {
 
 impl EventLog {
     /// Parses a crypto-agile log. Zeros or ones that fill a log's buffer after its last event are ignored.
+    ///
+    /// # Errors
+    /// If the log is too long, cut, or not of the form that the TCG PC Client Platform Firmware Profile gives it.
     pub fn parse(bytes: &[u8]) -> Result<Self, EventLogError> {
         if bytes.len() > MAX_LENGTH {
             return Err(EventLogError::TooLong(bytes.len()));
@@ -121,6 +124,9 @@ impl EventLog {
     }
 
     /// The values of all registers that events were extended into, beginning with a TPM's start.
+    ///
+    /// # Errors
+    /// [`EventLogError::NoDigest`], where an event that was extended has none of this algorithm.
     pub fn replay(&self, algorithm: HashAlgorithm) -> Result<BTreeMap<u32, Vec<u8>>, EventLogError> {
         let mut registers: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         for event in &self.events {

@@ -73,6 +73,9 @@ pub enum InitDataError {
 
 impl InitData {
     /// Parses the raw TOML. Unknown fields are errors.
+    ///
+    /// # Errors
+    /// If the text is too long, is no TOML of init data, or is of another version or algorithm.
     pub fn parse(raw: &str) -> Result<Self, InitDataError> {
         if raw.len() > MAX_LENGTH {
             return Err(InitDataError::TooLong(raw.len()));
@@ -89,11 +92,17 @@ impl InitData {
 }
 
 /// The digest of raw init data, by the algorithm that it names itself.
+///
+/// # Errors
+/// If it is no init data.
 pub fn digest(raw: &str) -> Result<Vec<u8>, InitDataError> {
     Ok(InitData::parse(raw)?.algorithm.digest(raw.as_bytes()))
 }
 
 /// The pod annotation's form: base64 of gzip of the raw TOML. The same text always gives the same annotation.
+///
+/// # Errors
+/// If it is no init data.
 pub fn encode_annotation(raw: &str) -> Result<String, InitDataError> {
     InitData::parse(raw)?;
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
@@ -102,6 +111,9 @@ pub fn encode_annotation(raw: &str) -> Result<String, InitDataError> {
 }
 
 /// The raw TOML of a pod annotation.
+///
+/// # Errors
+/// If it is too long, packed or unpacked, or not of this form. Whether its content is init data is not looked at.
 pub fn decode_annotation(annotation: &str) -> Result<String, InitDataError> {
     if annotation.len() > MAX_LENGTH {
         return Err(InitDataError::TooLong(annotation.len()));

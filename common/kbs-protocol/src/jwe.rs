@@ -66,6 +66,9 @@ struct Header {
 
 impl Jwe {
     /// Encrypts to a guest's key.
+    ///
+    /// # Errors
+    /// [`JweError`]: the guest's key is none, or the system has no random numbers.
     pub fn seal(recipient: &TeePublicKey, content: &[u8]) -> Result<Self, JweError> {
         let mut content_key = Zeroizing::new([0; KEY_LENGTH]);
         rand::fill(content_key.as_mut_slice()).map_err(|_| JweError::Internal)?;
@@ -92,6 +95,9 @@ impl Jwe {
 
 impl TeeKeyPair {
     /// Decrypts what was sealed to this key.
+    ///
+    /// # Errors
+    /// [`JweError`]: it is not of this form, is for another key, or was altered.
     pub fn open(&self, jwe: &Jwe) -> Result<Secret, JweError> {
         let header: Header =
             serde_json::from_slice(&decode(&jwe.protected)?).map_err(|_| JweError::Malformed)?;

@@ -19,6 +19,9 @@ pub trait Attester: Send {
     fn tee(&self) -> Tee;
 
     /// What the request to the key broker says of the TEE beforehand (`extra-params`), `null` for nothing.
+    ///
+    /// # Errors
+    /// [`Error`], where the TEE does not say it.
     fn request_params(&mut self) -> Result<Value, Error>;
 
     /// How many bytes of report data its evidence binds. Longer ones are cut to that, shorter ones may be filled with
@@ -26,8 +29,14 @@ pub trait Attester: Send {
     fn report_data_length(&self) -> usize;
 
     /// Evidence that binds report data. `challenge` is the broker's answer to the request (`extra-params`).
+    ///
+    /// # Errors
+    /// [`Error`], where the TEE gives none, or the challenge is not of its form.
     fn evidence(&mut self, report_data: &[u8], challenge: &Value) -> Result<Value, Error>;
 
     /// Makes the init data's digest a part of all later evidence. Once, before anybody reads the init data.
+    ///
+    /// # Errors
+    /// [`Error`], where the TEE does not take it. The init data must not be used then.
     fn extend_init_data(&mut self, digest: &[u8]) -> Result<(), Error>;
 }

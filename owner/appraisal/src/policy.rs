@@ -106,6 +106,9 @@ impl PolicyError {
 
 impl Policy {
     /// Parses a policy.
+    ///
+    /// # Errors
+    /// [`PolicyError`]: it is too long, or no Rego.
     pub fn parse(id: &str, text: &str) -> Result<Self, PolicyError> {
         if text.len() > MAX_LENGTH {
             return Err(PolicyError::TooLong(text.len()));
@@ -146,6 +149,9 @@ impl Policy {
 }
 
 /// Appraises a guest's claims.
+///
+/// # Errors
+/// [`PolicyError`]: the policy cannot be evaluated, takes too long, or decides nothing.
 pub fn appraise(
     policy: &Policy,
     tee: Tee,

@@ -43,12 +43,18 @@ pub enum TokenError {
 
 impl TokenSigner {
     /// A new signing key, PKCS#8 DER.
+    ///
+    /// # Errors
+    /// [`TokenError::Key`], where the system has no random numbers.
     pub fn generate() -> Result<Secret, TokenError> {
         let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
         key.map(|key| Secret::new(key.as_ref().to_vec())).map_err(|_| TokenError::Key)
     }
 
     /// Uses a signing key, PKCS#8 DER.
+    ///
+    /// # Errors
+    /// [`TokenError::Key`], where it is no key on P-256.
     pub fn new(pkcs8: &Secret) -> Result<Self, TokenError> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_bytes())
             .map_err(|_| TokenError::Key)?;
@@ -69,6 +75,9 @@ impl TokenSigner {
     }
 
     /// Issues a token for a guest that was appraised, bound to the guest's key.
+    ///
+    /// # Errors
+    /// [`TokenError`], where it cannot be signed.
     pub fn issue(
         &self,
         appraisal: &Appraisal,
@@ -102,6 +111,9 @@ impl TokenSigner {
     }
 
     /// The claims of a token that this key signed and that has not expired.
+    ///
+    /// # Errors
+    /// [`TokenError::Invalid`], where it is another's, altered or expired.
     pub fn verify(&self, token: &str) -> Result<Ear, TokenError> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.leeway = LEEWAY;

@@ -196,6 +196,9 @@ fn default_lifetime() -> u64 {
 
 impl Config {
     /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: it cannot be read, is not understood, or has a value that is not allowed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;

@@ -27,6 +27,9 @@ pub struct Options {
 }
 
 /// Makes a configuration, an administrator's key pair and a certificate; gives the configuration's path.
+///
+/// # Errors
+/// If there is a configuration already, or a file cannot be read or written.
 pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
     let folder = &options.folder;
     let configuration = folder.join("kbs.toml");

@@ -93,11 +93,17 @@ pub async fn serve(
 }
 
 /// Checks that the configured certificate can be used.
+///
+/// # Errors
+/// If the certificate or its key cannot be read, or they do not belong together.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     config.tls.as_ref().map(acceptor).transpose().map(drop)
 }
 
 /// Writes the address where others wait for it, all at once.
+///
+/// # Errors
+/// If the file cannot be written.
 pub fn write_address(path: &Path, address: SocketAddr) -> anyhow::Result<()> {
     let staged = path.with_extension(format!("{}.tmp", std::process::id()));
     let write = || -> std::io::Result<()> {

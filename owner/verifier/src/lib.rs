@@ -57,6 +57,9 @@ pub fn supported(tee: Tee, anchors: &TrustAnchors) -> Result<(), Refusal> {
 }
 
 /// Verifies evidence and gives what it proves.
+///
+/// # Errors
+/// [`Refusal`], with what was expected and what came.
 pub fn verify(
     tee: Tee,
     evidence: &Value,

@@ -8,7 +8,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 /// An address of this machine in its own network, which pods reach through their gateway.
 pub const ADDRESS: &str = "192.0.2.1";
-/// Set in the process that runs inside.
+/// Set in the process that runs inside: the number of the one outside.
 const INSIDE: &str = "SEALPOD_IN_NAMESPACES";
 
 /// The first process inside: it reaps orphans, as every init does, and passes on SIGTERM.
@@ -53,8 +53,14 @@ pub fn enter(end: End) -> Option<ExitCode> {
         // SAFETY: a signal is ignored; no handler is installed.
         unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
     }
-    let status = unshare.env(INSIDE, "1").status().expect("unshare is part of every Linux");
+    let status =
+        unshare.env(INSIDE, std::process::id().to_string()).status().expect("unshare is part of every Linux");
     Some(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// A number that no other such program has, for names that are seen outside all the same.
+pub(crate) fn number() -> String {
+    std::env::var(INSIDE).unwrap_or_else(|_| std::process::id().to_string())
 }
 
 /// Folders that belong to this program alone, a loopback, an address.

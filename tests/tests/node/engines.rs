@@ -1,20 +1,15 @@
 //! containerd or the snapshotter dies, at each of kubelet's calls: pods go on, and what was asked for can be asked again.
 
-use std::time::Duration;
-
 use rustix::process::Pid;
 use sealpod_tests::Node;
 use sealpod_tests::node::{NodePod, RUNTIME, cri};
 use tonic::Code;
 
 use crate::failures::{
-    RUNNING, another_vm, asked_for, containerd, interrupted, inventory, is_running, nothing_is_left,
-    processes, remove_all_but_ready,
+    RUNNING, another_vm, asked_for, begins, containerd, go_on, interrupted, inventory, is_running,
+    nothing_is_left, processes, remove_all_but_ready, stand_still,
 };
 use crate::world::World;
-
-/// How long a call has run when its server is killed.
-const CALLED: Duration = Duration::from_millis(20);
 
 /// Starts containerd again after it was killed.
 async fn start_again(node: &mut Node) {
@@ -50,9 +45,13 @@ pub(crate) async fn containerd_killed_while_a_container_is_made_started_or_asked
     let pod = node.run_pod("without-containerd", &world.init_data()).await;
     let config = |node: &Node| node.container_config("main", &world.image(), "sleep 1000");
 
-    // It may be made all the same: the call is short.
-    let called = tokio::time::sleep(CALLED);
-    let _ = interrupted(node.try_create(&pod, config(&node)), called, containerd(&node)).await;
+    // A container begins with its snapshot.
+    let snapshotter = snapshotter();
+    stand_still(snapshotter);
+    let begins = begins(&node, "CreateContainer within sandbox");
+    let made = interrupted(node.try_create(&pod, config(&node)), begins, containerd(&node)).await;
+    assert!(made.is_err(), "containerd was killed");
+    go_on(snapshotter);
     start_again(&mut node).await;
     remove_containers(&node, &pod).await;
 
@@ -151,12 +150,13 @@ pub(crate) async fn a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_start
     let forget = cri::RemoveImageRequest { image: Some(spec) };
     node.images().remove_image(forget).await.unwrap();
     let pulls = asked_for(world, &node, "/manifests/");
-    // It may have got what it needs.
-    let _ = interrupted(node.try_pull_for(&image, ""), pulls, snapshotter()).await;
+    let snapshotter_now = snapshotter();
+    stand_still(snapshotter_now);
+    let pulled = interrupted(node.try_pull_for(&image, ""), pulls, snapshotter_now).await;
+    assert!(pulled.is_err(), "the snapshotter was killed");
     node.kill_snapshotter();
     node.start_snapshotter();
-    let pulled = async || node.try_pull_for(&image, "").await.ok();
-    node.until("the image is pulled", pulled).await;
+    node.try_pull_for(&image, "").await.unwrap();
     let config = node.container_config("pulled-again", &image, "true");
     let (status, _) = node.run(&shared, config).await;
     assert_eq!(status.exit_code, 0);

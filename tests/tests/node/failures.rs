@@ -114,6 +114,24 @@ pub(crate) async fn interrupted<T>(
     tokio::join!(call, killing).0
 }
 
+/// Lets a process stand still, so that a call that needs it cannot end.
+pub(crate) fn stand_still(process: Pid) {
+    kill_process(process, Signal::STOP).unwrap();
+}
+
+/// Lets it go on.
+pub(crate) fn go_on(process: Pid) {
+    kill_process(process, Signal::CONT).unwrap();
+}
+
+/// Waits until containerd says that it has begun a call.
+pub(crate) fn begins(node: &Node, call: &str) -> impl Future<Output = ()> {
+    let said = node.log().len();
+    async move {
+        node.until("the call begins", async || node.log()[said..].contains(call).then_some(())).await;
+    }
+}
+
 /// Waits until the registry is asked for more of a kind.
 pub(crate) fn asked_for(world: &World, node: &Node, kind: &str) -> impl Future<Output = ()> {
     let asked = world.owner().registry_log().len();
@@ -185,22 +203,19 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
     for (pod, program) in pods.iter().zip([SHIM, VM, TPM]) {
         let config = node.container_config("main", &world.image(), "sleep 1000");
         let id = node.try_create(pod, config).await.unwrap();
-        let pulls = asked_for(world, &node, "/blobs/");
+        let (pulls, vm) = (asked_for(world, &node, "/blobs/"), process_of(pod, VM));
+        let pulls_on = async {
+            pulls.await;
+            stand_still(vm);
+        };
         // Only this asks the shim for a container, and it the guest.
-        let started = interrupted(node.try_start(&id), pulls, process_of(pod, program)).await;
-        // The guest asks the TPM for nothing any more: it may be quicker than the end of its machine.
-        assert!(started.is_err() || program == TPM, "a container runs in a pod that was killed");
-        if started.is_ok() {
-            assert_ne!(node.ended(&id).await.exit_code, 0);
-        }
+        let started = interrupted(node.try_start(&id), pulls_on, process_of(pod, program)).await;
+        assert!(started.is_err(), "a container runs in a pod whose {program} was killed");
         node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
         node.remove(pod).await;
     }
     nothing_is_left(&node, &before).await;
 }
-
-/// How long a pod has been stopped for when something is killed. It takes longer to stop.
-const STOPPING: Duration = Duration::from_millis(20);
 
 pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &World) {
     let mut node = world.node().await;
@@ -214,14 +229,18 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
     let engine = containerd(&node);
     let [shim, vm, tpm] =
         [(0, SHIM), (1, VM), (2, TPM)].map(|(pod, program)| process_of(&pods[pod], program));
-    let killed = [shim, vm, tpm, engine];
-    for (pod, killed) in pods.iter().zip(killed) {
+    for (pod, killed) in pods.iter().zip([shim, vm, tpm, engine]) {
+        let (machine, call) = (process_of(pod, VM), format!("StopPodSandbox for \"{}\"", pod.id));
+        let stops = begins(&node, &call);
+        stand_still(machine);
         let mut runtime = node.runtime();
         let stopping =
             runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
-        // It may succeed or fail: kubelet comes again until it succeeds.
-        let _ = interrupted(stopping, tokio::time::sleep(STOPPING), killed).await;
+        // It may succeed or fail, but for containerd's: kubelet comes again until it succeeds.
+        let stopped = interrupted(stopping, stops, killed).await;
         if killed == engine {
+            assert!(stopped.is_err(), "containerd was killed");
+            go_on(machine);
             node.kill_containerd();
             node.start_containerd();
             node.ready().await;
@@ -243,7 +262,7 @@ pub(crate) async fn a_pod_whose_guest_hangs_is_removed_and_costs_no_other(world:
     std::fs::write(node.path("shim.toml"), config).unwrap();
     node.pull(&world.image()).await;
     let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
-    kill_process(process_of(&pod, VM), Signal::STOP).unwrap();
+    stand_still(process_of(&pod, VM));
     let unanswered = tokio::time::timeout(Duration::from_secs(2), node.exec(&id, "true")).await;
     assert!(!matches!(unanswered, Ok(Ok(_))), "{unanswered:?} of a guest that stands still");
     assert_eq!(node.exec(&other, "echo unmoved").await.unwrap().stdout, b"unmoved\n");

@@ -1,9 +1,11 @@
 //! Newer releases of containerd, which have a snapshotter for each runtime, and other words for shims.
 
+use sealpod_tests::Node;
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{Containerd, RUNTIME, cri};
+use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri};
 
 use crate::failures::{inventory, nothing_is_left};
+use crate::volumes::{LIMITS, kubelets, mount};
 use crate::world::World;
 
 pub(crate) async fn containerd_1_7_runs_pods(world: &World) {
@@ -27,7 +29,9 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
         .filter(|line| line.starts_with(ADDRESS) && line.contains("GET /v2/guest/tools/blobs"));
     assert_eq!(asked.count(), 1, "the host fetches the config, and no layer: {log}");
 
-    let pod = node.run_pod(folder, &world.init_data()).await;
+    let mut config = node.pod_config(folder, Some(&world.init_data()));
+    config.annotations.insert(LIMITS.into(), "bounded=1000000".into());
+    let pod = node.try_run_pod(config, RUNTIME).await.unwrap_or_else(|status| panic!("{status}"));
     let script = "echo out; echo err >&2; exit 7";
     let (status, lines) = node.run(&pod, node.container_config("first", &image, script)).await;
     assert_eq!(status.exit_code, 7);
@@ -35,6 +39,7 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     text.sort_unstable();
     assert_eq!(text, ["err", "out"]);
 
+    limits_hold_and_a_last_word_arrives(&node, &pod, &image).await;
     let id = node.spawn(&pod, node.container_config("second", &image, "sleep 1000")).await;
     let answer = node.exec(&id, "echo here; exit 5").await.unwrap();
     assert_eq!((answer.exit_code, answer.stdout), (5, b"here\n".to_vec()));
@@ -57,4 +62,25 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     assert_eq!(node.status(&id).await.exit_code, 137);
     node.remove(&pod).await;
     nothing_is_left(&node, &there).await;
+}
+
+async fn limits_hold_and_a_last_word_arrives(node: &Node, pod: &NodePod, image: &str) {
+    let script = "head -c 60000000 /dev/zero | tail -n 1 > /dev/null";
+    let mut greedy = node.container_config("greedy", image, script);
+    greedy.linux.as_mut().unwrap().resources =
+        Some(cri::LinuxContainerResources { memory_limit_in_bytes: 24 << 20, ..Default::default() });
+    let (status, _) = node.run(pod, greedy).await;
+    assert_eq!(status.reason, "OOMKilled");
+
+    let script = "dd if=/dev/zero of=/bounded/fits bs=1000 count=900 2> /dev/null || exit 1
+        dd if=/dev/zero of=/bounded/more bs=1000 count=900 2> /dev/termination-log; exit 3";
+    let log = node.kubelets(pod.name(), "containers/bounded/4f2a");
+    std::fs::write(&log, "").unwrap();
+    let mut bounded = node.container_config("bounded", image, script);
+    let volume = kubelets(node, pod, "empty-dir", "bounded");
+    bounded.mounts = vec![mount("/bounded", &volume, false), mount("/dev/termination-log", &log, false)];
+    let (status, _) = node.run(pod, bounded).await;
+    assert_eq!(status.exit_code, 3);
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("No space left on device"), "{said:?}");
 }

@@ -9,8 +9,11 @@ use sealpod_tests::node::{NodePod, RUNTIME, cri};
 
 use crate::world::World;
 
+/// By this annotation the manifest's limits of volumes that are not in memory arrive: kubelet says none.
+pub(crate) const LIMITS: &str = "io.katacontainers.config.sealpod.volume_limits";
+
 /// Where kubelet would keep a volume of a pod.
-fn kubelets(node: &Node, pod: &NodePod, plugin: &str, name: &str) -> PathBuf {
+pub(crate) fn kubelets(node: &Node, pod: &NodePod, plugin: &str, name: &str) -> PathBuf {
     let folder = node.kubelets(pod.name(), &format!("volumes/kubernetes.io~{plugin}/{name}"));
     std::fs::create_dir_all(&folder).unwrap();
     folder
@@ -47,7 +50,7 @@ impl Drop for Part {
     }
 }
 
-fn mount(container_path: &str, host_path: &Path, readonly: bool) -> cri::Mount {
+pub(crate) fn mount(container_path: &str, host_path: &Path, readonly: bool) -> cri::Mount {
     let host_path = host_path.display().to_string();
     cri::Mount { container_path: container_path.into(), host_path, readonly, ..Default::default() }
 }
@@ -144,7 +147,6 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
 
 /// A pod of `sealpod policy generate`: the annotation says limits that the policy demands, and the message is not allowed.
 pub(crate) async fn a_limit_of_the_manifests_holds_or_is_missed(world: &World) {
-    const LIMITS: &str = "io.katacontainers.config.sealpod.volume_limits";
     let node = world.node().await;
     let image = world.image();
     let fill = "dd if=/dev/zero of=/bounded/fits bs=1000 count=900 2> /dev/null && echo fits; echo done > /dev/termination-log";

@@ -32,6 +32,9 @@ pub struct PcrSelection {
 
 impl Attest {
     /// Parses a quote with nothing after it; any other attestation is an error.
+    ///
+    /// # Errors
+    /// If it is no quote, is cut, or did not come out of a TPM.
     pub fn parse(bytes: &[u8]) -> Result<Self, StructureError> {
         let cut = || StructureError::truncated(STRUCTURE);
         let mut reader = Reader::new(bytes, Endian::Big);

@@ -40,6 +40,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The next bytes.
+    ///
+    /// # Errors
+    /// If there are not as many.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], Truncated> {
         let (bytes, rest) = self.rest.split_at_checked(count).ok_or(Truncated)?;
         self.rest = rest;
@@ -47,29 +50,44 @@ impl<'a> Reader<'a> {
     }
 
     /// The next byte.
+    ///
+    /// # Errors
+    /// If there is none.
     pub fn u8(&mut self) -> Result<u8, Truncated> {
         self.array().map(|[byte]| byte)
     }
 
     /// The next two bytes as an integer.
+    ///
+    /// # Errors
+    /// If there are not as many.
     pub fn u16(&mut self) -> Result<u16, Truncated> {
         let bytes = self.array()?;
         Ok(if self.endian == Endian::Big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
     }
 
     /// The next four bytes as an integer.
+    ///
+    /// # Errors
+    /// If there are not as many.
     pub fn u32(&mut self) -> Result<u32, Truncated> {
         let bytes = self.array()?;
         Ok(if self.endian == Endian::Big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
     }
 
     /// The next eight bytes as an integer.
+    ///
+    /// # Errors
+    /// If there are not as many.
     pub fn u64(&mut self) -> Result<u64, Truncated> {
         let bytes = self.array()?;
         Ok(if self.endian == Endian::Big { u64::from_be_bytes(bytes) } else { u64::from_le_bytes(bytes) })
     }
 
     /// A buffer behind its length in two bytes (`TPM2B`).
+    ///
+    /// # Errors
+    /// If there are fewer bytes than it says, or none that say it.
     pub fn sized(&mut self) -> Result<&'a [u8], Truncated> {
         let count = self.u16()?;
         self.bytes(usize::from(count))

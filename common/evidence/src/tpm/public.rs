@@ -100,6 +100,9 @@ impl Curve {
 
 impl Public {
     /// Parses a `TPMT_PUBLIC` with nothing after it.
+    ///
+    /// # Errors
+    /// [`StructureError`]: it is cut, has bytes after it, or a type, curve or scheme that is not known here.
     pub fn parse(bytes: &[u8]) -> Result<Self, StructureError> {
         let mut reader = Reader::new(bytes, Endian::Big);
         let public = Self::read(&mut reader, bytes)?;

@@ -36,6 +36,9 @@ pub enum Signature {
 
 impl Signature {
     /// Parses a signature with nothing after it.
+    ///
+    /// # Errors
+    /// [`StructureError`]: it is cut, has bytes after it, or an algorithm that is not known here.
     pub fn parse(bytes: &[u8]) -> Result<Self, StructureError> {
         let cut = || StructureError::truncated(STRUCTURE);
         let mut reader = Reader::new(bytes, Endian::Big);

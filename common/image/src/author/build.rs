@@ -34,6 +34,9 @@ pub struct BuildOptions {
 }
 
 /// Makes an image. The same folder gives the same image: times are zero and names sorted.
+///
+/// # Errors
+/// [`AuthorError`]: the configuration is no JSON object, a file cannot be read, or the output is there already.
 pub fn build(options: &BuildOptions) -> Result<Layout, AuthorError> {
     if !options.config.is_object() {
         return Err(AuthorError::Configuration("expected a JSON object".into()));

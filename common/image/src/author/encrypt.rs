@@ -14,6 +14,9 @@ use super::layout::{Layout, NewLayout};
 const CHUNK: usize = 256 * 1024;
 
 /// Makes an image whose layers only the recipients' keys open. Layers that are encrypted already stay as they are.
+///
+/// # Errors
+/// [`AuthorError`]: a layer cannot be read, a recipient's key does not wrap, or the output is there already.
 pub fn encrypt(from: &Layout, output: &Path, recipients: &[Recipient]) -> Result<Layout, AuthorError> {
     let layout = NewLayout::begin(output)?;
     let mut manifest = from.manifest.clone();

@@ -47,12 +47,18 @@ pub struct LayerInspection {
 }
 
 /// Looks at an image in a folder.
+///
+/// # Errors
+/// [`AuthorError`]: its configuration cannot be read or understood.
 pub fn inspect_layout(layout: &Layout) -> Result<Inspection, AuthorError> {
     let config = layout.read(layout.manifest.config.digest)?;
     inspection(layout.digest, &layout.manifest, &config, None)
 }
 
 /// Looks at an image in a registry.
+///
+/// # Errors
+/// [`AuthorError`]: the registry does not give it, it is not understood, or it is an index of several images.
 pub async fn inspect_reference(client: &Client, reference: &Reference) -> Result<Inspection, AuthorError> {
     let served = client.manifest(reference, MAX_MANIFEST).await?;
     let Manifest::Image(manifest) = Manifest::parse(&served.bytes, &served.media_type)? else {

@@ -30,6 +30,9 @@ pub(super) struct NewLayout {
 
 impl Layout {
     /// Opens a layout of exactly one image.
+    ///
+    /// # Errors
+    /// [`AuthorError`]: a file cannot be read, or it is no layout, or one of more images or none.
     pub fn open(folder: &Path) -> Result<Self, AuthorError> {
         let wrong = |reason: String| AuthorError::Layout { path: folder.to_owned(), reason };
         let path = folder.join("index.json");
@@ -57,6 +60,9 @@ impl Layout {
     }
 
     /// A small blob's bytes.
+    ///
+    /// # Errors
+    /// [`AuthorError::Io`].
     pub fn read(&self, digest: Digest) -> Result<Vec<u8>, AuthorError> {
         let path = self.blob(digest);
         fs::read(&path).map_err(AuthorError::io(&path))

@@ -8,6 +8,9 @@ use crate::reference::Reference;
 use crate::registry::Client;
 
 /// Pushes an image under a reference: blobs first, the manifest last. `progress` is told of each blob's bytes.
+///
+/// # Errors
+/// [`AuthorError`]: a blob cannot be read, or the registry does not take it.
 pub async fn push(
     client: &Client,
     layout: &Layout,

@@ -24,6 +24,9 @@ pub struct SigningKey {
 
 impl SigningKey {
     /// A new private key, PKCS#8 PEM.
+    ///
+    /// # Errors
+    /// [`AuthorError::Key`], where the system has no random numbers.
     pub fn generate() -> Result<String, AuthorError> {
         let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
         let key = key.map_err(|_| AuthorError::Key("it cannot be made".into()))?;
@@ -31,6 +34,9 @@ impl SigningKey {
     }
 
     /// Reads a private key, PKCS#8 PEM.
+    ///
+    /// # Errors
+    /// [`AuthorError::Key`], where it is another kind of key, or encrypted.
     pub fn from_pem(text: &[u8]) -> Result<Self, AuthorError> {
         let wrong = || {
             AuthorError::Key(
@@ -44,6 +50,9 @@ impl SigningKey {
     }
 
     /// The public key, SubjectPublicKeyInfo PEM, as policies name it.
+    ///
+    /// # Errors
+    /// [`AuthorError::Key`].
     pub fn public_pem(&self) -> Result<String, AuthorError> {
         let der: PublicKeyX509Der<'_> = self
             .pair
@@ -62,6 +71,9 @@ impl SigningKey {
 }
 
 /// Signs the image that a reference leads to, as `identity`, and pushes the signature beside those that are there.
+///
+/// # Errors
+/// [`AuthorError`]: the registry does not give the image or does not take the signature, or the key does not sign.
 pub async fn sign(
     client: &Client,
     reference: &Reference,

@@ -89,6 +89,9 @@ impl TeePublicKey {
 
 impl TeeKeyPair {
     /// A new key on P-256.
+    ///
+    /// # Errors
+    /// [`JweError::Internal`], where the system has no random numbers.
     pub fn generate() -> Result<Self, JweError> {
         let private = PrivateKey::generate(&ECDH_P256).map_err(|_| JweError::Internal)?;
         let (x, y) = agreement::coordinates(&private, 32)?;
@@ -110,6 +113,9 @@ impl TeeKeyPair {
     }
 
     /// The private half as PKCS#8 PEM (RFC 5958, RFC 7468).
+    ///
+    /// # Errors
+    /// [`JweError::Internal`].
     pub fn to_pkcs8_pem(&self) -> Result<Secret, JweError> {
         let der: Pkcs8V1Der<'_> = self.private.as_der().map_err(|_| JweError::Internal)?;
         let text = Zeroizing::new(STANDARD.encode(der.as_ref()));

@@ -58,6 +58,9 @@ pub struct KbsClient {
 
 impl KbsClient {
     /// A client for a broker; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`]: a URL of another scheme, or a certificate that is none; over https there must be one.
     pub fn new(
         config: KbsConfig,
         attester: Box<dyn Attester>,
@@ -74,12 +77,18 @@ impl KbsClient {
     }
 
     /// Attests now, also where an attestation is still good.
+    ///
+    /// # Errors
+    /// [`Error`]: no evidence can be made, or the broker is not reached or refuses it.
     pub async fn attest(&self) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
         self.renew().await.map(drop)
     }
 
     /// The token of the current attestation, or of a new one where that one's ends soon.
+    ///
+    /// # Errors
+    /// [`Error`], as [`KbsClient::attest`]. Where only the broker is not reached, a token that is still good is given.
     pub async fn token(&self) -> Result<Token, Error> {
         let session = match self.session(Session::has_fresh_token).await {
             // One that ends soon is better than none.
@@ -94,6 +103,9 @@ impl KbsClient {
     }
 
     /// Fetches a resource, attesting first where that is needed.
+    ///
+    /// # Errors
+    /// [`Error`]: as [`KbsClient::attest`], or the broker refuses the resource or has none at this path.
     pub async fn resource(&self, path: &ResourcePath) -> Result<Secret, Error> {
         let session = self.session(|_| true).await?;
         match self.fetch(&session, path).await? {

@@ -14,6 +14,9 @@ const MAX_RESPONSE: usize = 4096;
 /// Carries a command to a TPM and its response back.
 pub trait Transport: Send {
     /// Gives the response to a command, both with their headers. A response may have a secret.
+    ///
+    /// # Errors
+    /// [`Error::Device`], where the TPM is not reached or does not answer. What the response says is not looked at.
     fn transmit(&mut self, command: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error>;
 }
 
@@ -26,6 +29,9 @@ pub struct Device {
 
 impl Device {
     /// Opens `/dev/tpm0`, which one process has for itself, or `/dev/tpmrm0`.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
         match OpenOptions::new().read(true).write(true).open(path) {

@@ -57,6 +57,9 @@ struct Keys {
 
 impl TpmAttester<Device> {
     /// Opens the kernel's TPM device. The event log is read when evidence is made.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
     pub fn open(device: &Path, event_log: &Path) -> Result<Self, Error> {
         Ok(Self::new(Device::open(device)?, event_log))
     }
