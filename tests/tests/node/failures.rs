@@ -230,7 +230,8 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
     let [shim, vm, tpm] =
         [(0, SHIM), (1, VM), (2, TPM)].map(|(pod, program)| process_of(&pods[pod], program));
     for (pod, killed) in pods.iter().zip([shim, vm, tpm, engine]) {
-        let (machine, call) = (process_of(pod, VM), format!("StopPodSandbox for \"{}\"", pod.id));
+        // containerd's log quotes the quotes.
+        let (machine, call) = (process_of(pod, VM), format!(r#"StopPodSandbox for \"{}\"#, pod.id));
         let stops = begins(&node, &call);
         stand_still(machine);
         let mut runtime = node.runtime();
