@@ -12,7 +12,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Tests on genuine evidence are ignored where there is none; in continuous integration there must be.
 GENUINE := $(if $(SEALPOD_FIXTURES)$(CI),-- --include-ignored)
 
-.PHONY: help setup build guest containerds demo demo-node test lint deny soak bench bench-node clean
+.PHONY: help setup build guest containerds demo demo-node test lint deny bench bench-node clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,9 +52,6 @@ lint: setup ## Formatting, and clippy without warnings
 
 deny: setup ## Licences, duplicates and sources of the dependencies
 	scripts/deny.sh
-
-soak: guest ## A hundred pods in a row, and eight at once, on a private node (half an hour)
-	SEALPOD_SOAK=1 cargo test --locked --workspace --test node pods_in_a_row
 
 bench: guest ## Boot times beside a bare guest's in the same run, and attestation (target/bench/)
 	target/debug/sealpod-benches

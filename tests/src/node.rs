@@ -39,6 +39,8 @@ pub const RUNTIME: &str = "sealpod";
 const INIT_DATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 /// The annotation that tells newer releases for which runtime an image is.
 const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
+/// Where the pods' network plugin has a file for each address that it has given away.
+pub const ADDRESSES: &str = "/run/sealpod/cni/pods";
 /// What kubelet has hidden from containers.
 const MASKED_PATHS: [&str; 3] = ["/proc/kcore", "/proc/keys", "/sys/firmware"];
 

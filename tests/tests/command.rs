@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
-use sealpod_tests::{ImageOptions, Owner, sealpod};
+use sealpod_tests::{ImageOptions, Owner, guest, program, sealpod};
 use serde_json::{Value, json};
 
 macro_rules! trials {
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         a_broker_that_is_not_there_or_not_ours_is_one_clear_error,
         a_registry_that_is_not_there_or_an_image_that_is_none_is_one_clear_error,
         the_annotation_of_init_data_is_its_compressed_text,
+        a_policy_is_generated_from_what_is_piped,
+        a_node_is_installed_below_a_folder_or_only_told_what_would_be_done,
         a_guest_is_measured_as_text_as_it_is_as_json,
         the_doctor_says_the_same_to_people_and_to_programs,
         a_shell_takes_the_completions,
@@ -234,6 +237,73 @@ fn the_annotation_of_init_data_is_its_compressed_text(owner: &Owner) {
     assert_eq!(unpacked, text);
     refused(owner, &["init-data", "annotation", "/nowhere.toml"], &["/nowhere.toml"]);
     refused(owner, &["init-data", "digest", &file(owner, "no.toml", b"version = 1")], &["init data"]);
+}
+
+fn a_policy_is_generated_from_what_is_piped(owner: &Owner) {
+    let manifest =
+        b"apiVersion: v1\nkind: Pod\nmetadata: {name: piped}\nspec:\n  runtimeClassName: sealpod\n  \
+        containers: [{name: main, image: registry.example/app:1}]\n";
+    let named = file(owner, "piped.yaml", manifest);
+    let options = ["--kbs", "http://broker.example:8080", "--allow-logs"];
+    let mut piped = sealpod();
+    piped.args(["policy", "generate", "-"]).args(options);
+    let mut piped =
+        piped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(manifest).unwrap();
+    let output = piped.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let piped = String::from_utf8(output.stdout).unwrap();
+    assert!(piped.contains("cc_init_data"), "{piped}");
+    assert_eq!(piped, owner.sealpod([&["policy", "generate", &named][..], &options].concat()));
+}
+
+/// The files below a folder, in order.
+fn files(folder: &Path) -> Vec<String> {
+    let output = Command::new("find").arg(folder).args(["!", "-type", "d"]).output().unwrap();
+    let mut files: Vec<_> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    files.sort();
+    files
+}
+
+fn a_node_is_installed_below_a_folder_or_only_told_what_would_be_done(owner: &Owner) {
+    let (root, programs) = (owner.path("node-root"), owner.path("node-programs"));
+    std::fs::create_dir_all(root.join("etc/containerd")).unwrap();
+    std::fs::create_dir_all(&programs).unwrap();
+    for name in ["sealpod", "containerd-shim-sealpod-v2", "sealpod-snapshotter"] {
+        std::fs::copy(program(name), programs.join(name)).unwrap();
+    }
+    let configuration = root.join("etc/containerd/config.toml");
+    std::fs::write(&configuration, "version = 2\n").unwrap();
+    let before = files(&root);
+    let (root_word, from, guest) =
+        (owner.word("node-root"), owner.word("node-programs"), guest().display().to_string());
+    let node =
+        |verb: &str, more: &[&str]| owner.sealpod([&["node", verb, "--root", &root_word][..], more].concat());
+    let options = [
+        "--from",
+        &from,
+        "--guest",
+        &guest,
+        "--containerd-version",
+        "1.6.20",
+        "--images",
+        "registry.example/guest/*",
+    ];
+    let plan = node("install", &[&options[..], &["--dry-run"]].concat());
+    assert!(plan.contains("config.toml"), "{plan}");
+    assert_eq!(files(&root), before, "it was only told");
+    assert_eq!(std::fs::read_to_string(&configuration).unwrap(), "version = 2\n");
+
+    node("install", &options);
+    assert!(files(&root).iter().any(|file| file.ends_with("containerd-shim-sealpod-v2")));
+    assert!(std::fs::read_to_string(&configuration).unwrap().contains("proxy_plugins"));
+    let installed = files(&root);
+    assert!(node("install", &options).contains("installed already"));
+    node("uninstall", &["--dry-run"]);
+    assert_eq!(files(&root), installed, "it was only told");
+    node("uninstall", &[]);
+    assert_eq!(std::fs::read_to_string(&configuration).unwrap(), "version = 2\n");
+    assert_eq!(files(&root), before);
 }
 
 fn a_guest_is_measured_as_text_as_it_is_as_json(owner: &Owner) {

@@ -8,7 +8,7 @@ use sealpod_tests::node::{cri, map, variables};
 
 use crate::world::World;
 
-fn security(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
+pub(crate) fn security(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
 }
 

@@ -1,12 +1,13 @@
 //! The processes of a pod die, or its guest stands still: it costs the pod, and leaves nothing.
 
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::Node;
-use sealpod_tests::node::{NodePod, RUNTIME, control_groups, cri};
+use sealpod_tests::node::{ADDRESSES, NodePod, RUNTIME, control_groups, cri};
 
 use crate::world::World;
 
@@ -27,7 +28,8 @@ pub(crate) fn processes(program: &str, word: &str) -> Vec<Pid> {
     folders.filter(|folder| matches(folder)).filter_map(number).collect()
 }
 
-/// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces and control groups of pods, and mounts.
+/// QEMU's processes, shims, taps, folders and sockets of VMs, namespaces, addresses and control groups of pods, and
+/// mounts.
 pub(crate) fn inventory() -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for program in [VM, TPM, SHIM] {
@@ -41,6 +43,10 @@ pub(crate) fn inventory() -> Vec<String> {
                 .filter(|path| !path.ends_with("/cni") && !path.ends_with("/crio")),
         );
     }
+    // What the network plugin has given away, a file for each.
+    let given = std::fs::read_dir(ADDRESSES).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let addresses = given.filter_map(|name| name.to_str()?.parse::<IpAddr>().ok());
+    found.extend(addresses.map(|address| format!("the address {address}")));
     found.extend(control_groups().iter().map(|group| group.display().to_string()));
     found.extend(mounts().iter().map(|place| format!("a mount at {place}")));
     found.sort();
@@ -212,6 +218,40 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
         let started = interrupted(node.try_start(&id), pulls_on, process_of(pod, program)).await;
         assert!(started.is_err(), "a container runs in a pod whose {program} was killed");
         node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
+        node.remove(pod).await;
+    }
+    nothing_is_left(&node, &before).await;
+}
+
+/// A container does not end when it is asked to, and its grace is long.
+pub(crate) async fn a_pod_killed_while_a_container_is_stopped_fails_and_leaves_nothing(world: &World) {
+    let mut node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let names = ["stopped-shim", "stopped-vm", "stopped-tpm", "stopped-containerd"];
+    let pods = run_pods(world, &node, &names).await;
+    let engine = containerd(&node);
+    for (pod, program) in pods.iter().zip([Some(SHIM), Some(VM), Some(TPM), None]) {
+        let stubborn =
+            node.container_config("main", &world.image(), "trap '' TERM; while :; do sleep 1; done");
+        let id = node.spawn(pod, stubborn).await;
+        let begins = begins(&node, "StopContainer for");
+        let mut runtime = node.runtime();
+        let stop = cri::StopContainerRequest { container_id: id.clone(), timeout: 1000 };
+        let killed = program.map_or(engine, |program| process_of(pod, program));
+        let stopped = interrupted(runtime.stop_container(stop), begins, killed).await;
+        if program.is_none() {
+            assert!(stopped.is_err(), "containerd was killed");
+            node.kill_containerd();
+            node.start_containerd();
+            node.ready().await;
+            assert!(node.is_ready(pod).await, "a pod outlives containerd");
+            let state = node.status(&id).await.state();
+            assert_eq!(state, cri::ContainerState::ContainerRunning);
+        } else {
+            assert_ne!(node.ended(&id).await.exit_code, 0);
+            node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
+        }
         node.remove(pod).await;
     }
     nothing_is_left(&node, &before).await;

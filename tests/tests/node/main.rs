@@ -86,6 +86,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, volumes:
         files_of_the_host_arrive_and_are_updated,
         empty_volumes_are_shared_and_bounded,
+        an_empty_volume_larger_than_the_memory_is_on_a_disk_that_shows_nothing,
         a_limit_of_the_manifests_holds_or_is_missed,
         a_volume_takes_the_place_of_what_every_container_has,
         another_pods_volume_is_refused,
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         a_pod_fails_with_each_of_its_processes_and_leaves_nothing,
         a_pod_killed_at_its_start_fails_and_leaves_nothing,
         a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing,
+        a_pod_killed_while_a_container_is_stopped_fails_and_leaves_nothing,
         a_pod_killed_while_it_is_removed_leaves_nothing,
         a_pod_whose_guest_hangs_is_removed_and_costs_no_other,
     ));

@@ -1,9 +1,13 @@
 //! Pods as wholes.
 
+use std::process::Command;
+
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{RUNTIME, cri, map};
 use sealpod_tests::{ImageOptions, InitData};
 
+use crate::containers::security;
+use crate::volumes::{Part, kubelets, mount};
 use crate::world::World;
 
 pub(crate) async fn an_encrypted_image_runs_and_the_host_asks_for_no_layer(world: &World) {
@@ -94,15 +98,51 @@ pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reas
         );
     }
     let pod = world.pod(&node).await;
-    let config = node.container_config("host-path", &world.image(), "true");
-    let mounts =
-        vec![cri::Mount { container_path: "/host".into(), host_path: "/etc".into(), ..Default::default() }];
-    let refused = node.try_create(&pod, cri::ContainerConfig { mounts, ..config }).await;
-    let refused = match refused {
-        Ok(id) => node.try_start(&id).await.unwrap_err(),
-        Err(status) => status,
+    let host_path = |propagation| cri::Mount {
+        container_path: "/host".into(),
+        host_path: "/etc".into(),
+        propagation,
+        ..Default::default()
     };
-    assert!(refused.message().contains("hostPath /etc"), "{}", refused.message());
+    // containerd itself takes none that is not shared.
+    let shared = Part::of(&node.path("shared"), kubelets(&node, &pod, "empty-dir", "shared"));
+    assert!(Command::new("mount").arg("--make-shared").arg(&shared.0).status().unwrap().success());
+    let profile = node.path("own.json");
+    std::fs::write(
+        &profile,
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}"#,
+    )
+    .unwrap();
+    let profile = cri::SecurityProfile {
+        profile_type: cri::security_profile::ProfileType::Localhost.into(),
+        localhost_ref: profile.display().to_string(),
+    };
+    let both_ways = i32::from(cri::MountPropagation::PropagationBidirectional);
+    let tampered: [(&str, &dyn Fn(&mut cri::ContainerConfig)); 3] = [
+        ("hostPath /etc", &|config| config.mounts = vec![host_path(0)]),
+        ("propagation", &|config| {
+            config.mounts = vec![cri::Mount { propagation: both_ways, ..mount("/shared", &shared.0, false) }];
+            security(config).privileged = true;
+        }),
+        ("seccomp", &|config| security(config).seccomp = Some(profile.clone())),
+    ];
+    for (word, tamper) in tampered {
+        let mut config = node.container_config("refused", &world.image(), "true");
+        tamper(&mut config);
+        let refused = match node.try_create(&pod, config).await {
+            Ok(id) => node.try_start(&id).await.expect_err(word),
+            Err(status) => status,
+        };
+        let said = refused.message();
+        assert!(said.contains(word) && said.contains("refused: "), "{word}: {said}");
+        let all = cri::ListContainersRequest::default();
+        for container in node.runtime().list_containers(all).await.unwrap().into_inner().containers {
+            if container.metadata.is_some_and(|metadata| metadata.name == "refused") {
+                let remove = cri::RemoveContainerRequest { container_id: container.id };
+                node.runtime().remove_container(remove).await.unwrap();
+            }
+        }
+    }
 }
 
 pub(crate) async fn what_the_policy_does_not_allow_is_refused_by_name(world: &World) {

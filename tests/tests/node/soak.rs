@@ -1,5 +1,8 @@
 //! Many pods, one after the other and at once: the node is as it was.
 
+use std::ops::Range;
+
+use futures::{StreamExt, stream};
 use rustix::process::Pid;
 use sealpod_tests::Node;
 
@@ -7,21 +10,14 @@ use crate::engines::snapshotter;
 use crate::failures::{containerd, inventory};
 use crate::world::World;
 
-/// How many pods are made one after the other, and how many at once. `make soak` makes more of them.
-struct Counts {
-    in_a_row: usize,
-    at_once: usize,
-    /// After so many, memory has what it keeps: caches, and what allocators hold back. Fewer pods show no leak.
-    settled: Option<usize>,
-}
-
-fn counts() -> Counts {
-    match std::env::var_os("SEALPOD_SOAK") {
-        Some(_) => Counts { in_a_row: 100, at_once: 8, settled: Some(25) },
-        None => Counts { in_a_row: 2, at_once: 3, settled: None },
-    }
-}
-
+/// How many pods are made one after the other.
+const IN_A_ROW: usize = 100;
+/// In so many rows beside one another: a pod's start keeps one processor busy.
+const ROWS: usize = 2;
+/// How many at once.
+const AT_ONCE: usize = 8;
+/// After so many of them, memory has what it keeps: caches, and what allocators hold back.
+const SETTLED: usize = 25;
 /// What the snapshotter may have more for each pod, in KiB. It keeps nothing of a pod that has gone.
 const SNAPSHOTTER_KIB: usize = 16;
 /// The same of containerd, whose garbage collector lets its heap double before it looks.
@@ -53,20 +49,20 @@ fn usage(node: &Node) -> [Usage; 2] {
 pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
     let node = world.node().await;
     let shared = world.pod(&node).await;
-    let Counts { in_a_row, at_once, settled } = counts();
     // The snapshotter connects to containerd when the first container asks for it, and stays connected.
     node.run(&shared, node.container_config("first", &world.image(), "true")).await;
     let (before, [snapshotter, containerd]) = (inventory(), usage(&node));
-    let mut memory = None;
-    for number in 0..in_a_row {
-        if settled == Some(number) {
-            memory = Some(usage(&node));
-        }
-        let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
-        node.remove(&pod).await;
-    }
-    let then = memory.map(|then| (then, usage(&node)));
-    let pods = (0..at_once).map(async |number| {
+    let in_a_row = async |numbers: Range<usize>| {
+        let row = async |number| {
+            let pod = node.run_pod(&format!("row-{number}"), &world.init_data()).await;
+            node.remove(&pod).await;
+        };
+        stream::iter(numbers).for_each_concurrent(ROWS, row).await;
+        usage(&node)
+    };
+    let then = in_a_row(0..SETTLED).await;
+    let now = in_a_row(SETTLED..IN_A_ROW).await;
+    let pods = (0..AT_ONCE).map(async |number| {
         let pod = node.run_pod(&format!("once-{number}"), &world.init_data()).await;
         let script = format!("echo {number}");
         let config = node.container_config("main", &world.image(), &script);
@@ -83,11 +79,9 @@ pub(crate) async fn pods_in_a_row_and_at_once_leave_nothing(world: &World) {
         (inventory() == before && closed).then_some(())
     };
     node.until("nothing is left", nothing_left).await;
-    if let (Some((then, now)), Some(settled)) = (then, settled) {
-        eprintln!("memory after {settled} pods and after {in_a_row}: {then:?}, {now:?}");
-        for ((then, now), each_kib) in then.iter().zip(now).zip([SNAPSHOTTER_KIB, CONTAINERD_KIB]) {
-            let may_have = then.memory_kib + (in_a_row - settled) * each_kib;
-            assert!(now.memory_kib <= may_have, "{then:?}, then {now:?}: expected {may_have} KiB at most");
-        }
+    eprintln!("memory after {SETTLED} pods and after {IN_A_ROW}: {then:?}, {now:?}");
+    for ((then, now), each_kib) in then.iter().zip(&now).zip([SNAPSHOTTER_KIB, CONTAINERD_KIB]) {
+        let may_have = then.memory_kib + (IN_A_ROW - SETTLED) * each_kib;
+        assert!(now.memory_kib <= may_have, "{then:?}, then {now:?}: expected {may_have} KiB at most");
     }
 }

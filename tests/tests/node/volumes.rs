@@ -145,6 +145,41 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     assert!(lines.iter().any(|line| line.contains("No space left on device")), "{lines:?}");
 }
 
+/// Files of VMs' ephemeral disks.
+fn ephemeral_disks() -> Vec<PathBuf> {
+    let found = Command::new("find").args(["/run/sealpod", "-name", "disk.img"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect()
+}
+
+pub(crate) async fn an_empty_volume_larger_than_the_memory_is_on_a_disk_that_shows_nothing(world: &World) {
+    let node = world.node().await;
+    let config = std::fs::read_to_string(node.path("shim.toml")).unwrap();
+    let with_disk = format!("{config}memory_mib = 256\nephemeral_disk_mib = 128\n");
+    std::fs::write(node.path("shim.toml"), with_disk).unwrap();
+    let pod = node.run_pod("with-disk", &world.init_data()).await;
+    std::fs::write(node.path("shim.toml"), config).unwrap();
+    node.pull(&world.image()).await;
+    let cache = kubelets(&node, &pod, "empty-dir", "cache");
+    // As much as there is, and 20 MB more.
+    let script = "yes 'plain to see' | head -c 1300000 > /cache/part
+        parts=$(($(grep MemAvailable /proc/meminfo | tr -dc 0-9) / 1270 + 16)); echo $((parts * 1300000))
+        while [ $parts -gt 0 ]; do cat /cache/part; parts=$((parts - 1)); done > /cache/large
+        stat -c %s /cache/large";
+    let mut config = node.container_config("writer", &world.image(), script);
+    config.mounts = vec![mount("/cache", &cache, false)];
+    let (status, lines) = node.run(&pod, config).await;
+    assert_eq!((status.exit_code, &lines[1].text), (0, &lines[0].text), "{lines:?}");
+
+    let disks = ephemeral_disks();
+    let [disk] = disks.as_slice() else { panic!("expected one: {disks:?}") };
+    let content = std::fs::read(disk).unwrap();
+    assert!(content.iter().filter(|byte| **byte != 0).count() > 8 << 20, "the disk is hardly used");
+    let plain = b"plain to see\nplain to see";
+    assert!(!content.chunks(4096).any(|page| page.windows(plain.len()).any(|part| part == plain)));
+    node.remove(&pod).await;
+    assert_eq!(ephemeral_disks(), Vec::<PathBuf>::new());
+}
+
 /// A pod of `sealpod policy generate`: the annotation says limits that the policy demands, and the message is not allowed.
 pub(crate) async fn a_limit_of_the_manifests_holds_or_is_missed(world: &World) {
     let node = world.node().await;

@@ -341,7 +341,7 @@ fn what_has_no_typed_form_is_refused_by_its_path() {
         ("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}])),
         ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0:c1,c2")),
         ("/process/apparmorProfile", json!("cri-containerd.apparmor.d")),
-        ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"})),
+        ("/linux/seccomp", seccomp("SCMP_ACT_ERRNO", 320)),
         ("/linux/resources/unified", json!({"memory.oom.group": "1", "memory.swap.max": "0"})),
     ] {
         set(&mut json, pointer, value);
@@ -357,6 +357,45 @@ fn what_has_no_typed_form_is_refused_by_its_path() {
     set(&mut json, "/linux/sysctl", json!({"net.core.somaxconn": "1"}));
     let refusal = container("9e1b", &spec(&json), None, false).unwrap_err().to_string();
     assert!(refusal.contains("sysctl is refused: "), "{refusal}");
+}
+
+/// A profile with rules for as many system calls.
+fn seccomp(otherwise: &str, allowed: usize) -> Value {
+    let names: Vec<_> = (0..allowed).map(|number| format!("call{number}")).collect();
+    let rules = json!([
+        {"names": names, "action": "SCMP_ACT_ALLOW"},
+        {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 2114060288, "op": "SCMP_CMP_MASKED_EQ"}]},
+    ]);
+    json!({"defaultAction": otherwise, "architectures": ["SCMP_ARCH_X86_64"], "syscalls": rules})
+}
+
+#[test]
+fn a_profile_of_the_nodes_is_refused() {
+    let conditional = |mut profile: Value| {
+        profile["syscalls"][0]["args"] = json!([{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]);
+        profile
+    };
+    for profile in [
+        seccomp("SCMP_ACT_ERRNO", 60),
+        seccomp("SCMP_ACT_LOG", 320),
+        json!({"defaultAction": "SCMP_ACT_ERRNO"}),
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}),
+        conditional(seccomp("SCMP_ACT_ERRNO", 320)),
+        json!("SCMP_ACT_ERRNO"),
+    ] {
+        let mut json = main_container();
+        set(&mut json, "/linux/seccomp", profile.clone());
+        let refusal = untyped::refuse(&json).unwrap_err();
+        assert!(
+            refusal.to_string().contains("a seccomp profile of the node's is refused: "),
+            "{profile}: {refusal}"
+        );
+    }
+    for none in [Value::Null, json!({})] {
+        let mut json = main_container();
+        set(&mut json, "/linux/seccomp", none);
+        untyped::refuse(&json).unwrap();
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ const KNOWN: [(&str, &[&str]); 10] = [
             "intelRdt",
             "personality",
             "timeOffsets",
-            // The guest filters system calls itself.
+            // The guest filters system calls itself, as engines do.
             "seccomp",
             // Of the host's mounts, and files.
             "rootfsPropagation",
@@ -65,6 +65,8 @@ const KNOWN: [(&str, &[&str]); 10] = [
 ];
 /// The profiles that engines load for every container, where the host has AppArmor, and what CRI-O says for none.
 const ENGINES_PROFILES: [&str; 3] = ["cri-containerd.apparmor.d", "crio-default", "unconfined"];
+/// As many system calls engines allow in any case (containerd and CRI-O: more than 300). A profile with fewer is not theirs.
+const ENGINES_CALLS: usize = 200;
 
 /// Refuses a specification that says more than the guest can be told.
 pub(super) fn refuse(spec: &Value) -> Result<(), Error> {
@@ -88,7 +90,25 @@ pub(super) fn refuse(spec: &Value) -> Result<(), Error> {
             "profiles are the host kernel's, which runs none of the pod's programs",
         ));
     }
+    if let Some(seccomp) = spec.pointer("/linux/seccomp").filter(|seccomp| says_something(seccomp))
+        && !is_engines(seccomp)
+    {
+        let why = "the guest filters system calls by its own; use RuntimeDefault, or leave it out";
+        return Err(refused("a seccomp profile of the node's", why));
+    }
     Ok(())
+}
+
+/// Whether a filter of system calls (`linux.seccomp`) is one that an engine has for every container.
+fn is_engines(seccomp: &Value) -> bool {
+    let allows = |rule: &&Value| {
+        let conditional = rule.get("args").is_some_and(says_something);
+        rule.get("action").and_then(Value::as_str) == Some("SCMP_ACT_ALLOW") && !conditional
+    };
+    let rules = seccomp.get("syscalls").and_then(Value::as_array).into_iter().flatten();
+    let allowed = rules.filter(allows).filter_map(|rule| rule.get("names")?.as_array()).map(Vec::len);
+    seccomp.get("defaultAction").and_then(Value::as_str) == Some("SCMP_ACT_ERRNO")
+        && allowed.sum::<usize>() >= ENGINES_CALLS
 }
 
 /// Refuses resources (`linux.resources` of a specification) that say more than the guest can be told.
