@@ -113,7 +113,7 @@ pub fn encode_annotation(raw: &str) -> Result<String, InitDataError> {
 /// The raw TOML of a pod annotation.
 ///
 /// # Errors
-/// If it is too long, packed or unpacked, or not of this form. Whether its content is init data is not looked at.
+/// If it is too long, packed or unpacked, not of this form, or no init data.
 pub fn decode_annotation(annotation: &str) -> Result<String, InitDataError> {
     if annotation.len() > MAX_LENGTH {
         return Err(InitDataError::TooLong(annotation.len()));

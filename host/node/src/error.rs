@@ -113,7 +113,7 @@ impl Error {
                 "install containerd or CRI-O first, or say which version of containerd will be there with \
                  --containerd-version"
             }
-            Self::Version(_) => "say it with --containerd-version",
+            Self::Version(_) => "`sealpod node install` takes it by --containerd-version",
             Self::TooOld(_) => {
                 "install a newer containerd: Debian 12 and all supported releases of others have one"
             }

@@ -1,5 +1,7 @@
 //! What is installed, and whether it is as it was installed.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::containerd::{self, Containerd};
@@ -54,12 +56,7 @@ impl Status {
         };
         let mut parts = Vec::new();
         for path in record.files.keys() {
-            parts.push(part(
-                path.display(),
-                record.is_ours(places, path)?,
-                "as installed",
-                "changed or missing",
-            ));
+            parts.push(file(places, &record, path)?);
         }
         for (path, edited) in &record.edits {
             let digest =
@@ -98,6 +95,15 @@ impl Status {
 
 fn part(name: impl ToString, ok: bool, good: &str, bad: &str) -> Part {
     Part { name: name.to_string(), ok, detail: if ok { good } else { bad }.into() }
+}
+
+/// A file that was written. What is in the configuration's folder is its administrator's to edit.
+fn file(places: &Places, record: &Record, path: &Path) -> Result<Part, Error> {
+    let edited = places.on_disk(path).is_file() && path.starts_with(&places.configuration);
+    let bad = if edited { "edited since" } else { "changed or missing" };
+    let mut file = part(path.display(), record.is_ours(places, path)?, "as installed", bad);
+    file.ok |= edited;
+    Ok(file)
 }
 
 fn program_version(places: &Places) -> Part {

@@ -62,6 +62,26 @@ fn everything_is_placed_and_taken_away_again() {
 }
 
 #[test]
+fn a_configuration_that_its_administrator_edits_is_nothing_wrong() {
+    let node = Node::new();
+    node.install().unwrap();
+    let part = |name: &str| {
+        let place = node.path(name).display().to_string();
+        let status = Status::of(&node.options.places).unwrap();
+        status.parts.into_iter().find(|part| part.name == place).unwrap()
+    };
+    let (configuration, unit) = ("etc/sealpod/shim.toml", "etc/systemd/system/sealpod-snapshotter.service");
+    assert!(part(configuration).ok && part(unit).ok);
+    for name in [configuration, unit] {
+        node.write(name, &format!("{}# mine\n", node.read(name)));
+    }
+    assert!(part(configuration).ok && part(configuration).detail == "edited since");
+    assert!(!part(unit).ok, "{:?}", part(unit));
+    std::fs::remove_file(node.path(configuration)).unwrap();
+    assert!(!part(configuration).ok, "{:?}", part(configuration));
+}
+
+#[test]
 fn a_dry_run_shows_the_changes_and_makes_none() {
     let node = Node::new();
     node.write("etc/containerd/config.toml", "version = 2\n# mine\n");

@@ -51,8 +51,8 @@ const PRIVILEGED_ONLY: &str = "CAP_SYS_MODULE";
 /// Why a pod or a container is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("cannot read the bundle's {}: {source}", path.display())]
-    Bundle { path: PathBuf, source: std::io::Error },
+    #[error("cannot read {}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
     #[error("the runtime specification cannot be read: {0}")]
     Parse(#[from] serde_json::Error),
     #[error("the runtime specification has no {0}")]
@@ -90,7 +90,7 @@ pub(crate) fn read_all(bundle: &Path) -> Result<Spec, Error> {
 
 fn text(bundle: &Path) -> Result<Vec<u8>, Error> {
     let path = bundle.join(FILE);
-    std::fs::read(&path).map_err(|source| Error::Bundle { path, source })
+    std::fs::read(&path).map_err(|source| Error::File { path, source })
 }
 
 /// Whether the container with an id is a pod's sandbox, or in which one it is.

@@ -118,7 +118,8 @@ pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reas
         localhost_ref: profile.display().to_string(),
     };
     let both_ways = i32::from(cri::MountPropagation::PropagationBidirectional);
-    let tampered: [(&str, &dyn Fn(&mut cri::ContainerConfig)); 3] = [
+    type Tampering<'a> = (&'a str, &'a dyn Fn(&mut cri::ContainerConfig));
+    let tampered: [Tampering<'_>; 3] = [
         ("hostPath /etc", &|config| config.mounts = vec![host_path(0)]),
         ("propagation", &|config| {
             config.mounts = vec![cri::Mount { propagation: both_ways, ..mount("/shared", &shared.0, false) }];

@@ -93,7 +93,10 @@ impl Source {
     pub(crate) fn version(&self) -> Result<Option<i64>, Error> {
         match self.document.get("version") {
             Some(version) => version.as_integer().map(Some).ok_or_else(|| {
-                broken(&self.path, format!("expected version to be an integer, got{version}"))
+                broken(
+                    &self.path,
+                    format!("expected version to be an integer, got {}", version.to_string().trim()),
+                )
             }),
             None if self.document.is_empty() => Ok(None),
             // containerd takes it so, too.

@@ -52,8 +52,8 @@ const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// base64(gzip(TOML)), as existing users of confidential pods write it.
 const INIT_DATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
-/// More init data than any pod has: Kubernetes allows 256 KiB for all annotations.
-const LONGEST_INIT_DATA: u64 = 4 << 20;
+/// More init data than a guest takes.
+const LONGEST_INIT_DATA: u64 = 1 << 20;
 
 /// A specification's annotations, read as those of one engine.
 #[derive(Debug)]

@@ -145,10 +145,12 @@ fn read_volume(volumes: &Path, volume: DirectVolume<'_>) -> Result<(Mount, Disk)
                  (volumeMode: Block), or for a direct-assigned one if the driver has them",
             ));
         }
-        Err(source) => return Err(Error::Bundle { path, source }),
+        Err(source) => return Err(Error::File { path, source }),
         Ok(_) => {}
     }
-    let info: MountInfo = serde_json::from_slice(&text)?;
+    let info: MountInfo = serde_json::from_slice(&text).map_err(|_| {
+        refused(what(), "its driver's mountInfo.json is no JSON with device and fstype, or too long")
+    })?;
     let unknown = |option: &&String| *option != "ro" && !TUNING.contains(&option.as_str());
     if let Some(option) = info.options.iter().find(unknown) {
         return Err(refused(format!("mount option {option:?} of {}", what()), "the guest does not know it"));

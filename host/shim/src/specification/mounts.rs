@@ -136,7 +136,7 @@ fn read_text(path: &Path) -> Result<String, Error> {
     use std::io::Read;
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_string(&mut text));
-    read.map_err(|source| Error::Bundle { path: path.into(), source })?;
+    read.map_err(|source| Error::File { path: path.into(), source })?;
     Ok(text)
 }
 
