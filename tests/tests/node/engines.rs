@@ -36,7 +36,13 @@ async fn remove_containers(node: &Node, pod: &NodePod) {
     }
 }
 
-pub(crate) async fn containerd_killed_while_a_container_is_made_started_or_asked_is_missed_only_meanwhile(
+/// As kubelet does where it needs room.
+async fn forget(node: &Node, image: &str) {
+    let spec = cri::ImageSpec { image: image.into(), ..Default::default() };
+    node.images().remove_image(cri::RemoveImageRequest { image: Some(spec) }).await.unwrap();
+}
+
+pub(crate) async fn containerd_killed_while_an_image_is_pulled_or_a_container_is_made_is_missed_only_meanwhile(
     world: &World,
 ) {
     let mut node = world.node().await;
@@ -45,8 +51,17 @@ pub(crate) async fn containerd_killed_while_a_container_is_made_started_or_asked
     let pod = node.run_pod("without-containerd", &world.init_data()).await;
     let config = |node: &Node| node.container_config("main", &world.image(), "sleep 1000");
 
-    // A container begins with its snapshot.
+    // An image is unpacked into snapshots, and a container begins with one.
     let snapshotter = snapshotter();
+    forget(&node, &world.image()).await;
+    let pulls = asked_for(world, &node, "/manifests/");
+    stand_still(snapshotter);
+    let pulled = interrupted(node.try_pull_for(&world.image(), ""), pulls, containerd(&node)).await;
+    assert!(pulled.is_err(), "containerd was killed");
+    go_on(snapshotter);
+    start_again(&mut node).await;
+    node.pull(&world.image()).await;
+
     stand_still(snapshotter);
     let begins = begins(&node, "CreateContainer within sandbox");
     let made = interrupted(node.try_create(&pod, config(&node)), begins, containerd(&node)).await;
@@ -146,9 +161,7 @@ pub(crate) async fn a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_start
     let before = inventory();
 
     let image = world.image();
-    let spec = cri::ImageSpec { image: image.clone(), ..Default::default() };
-    let forget = cri::RemoveImageRequest { image: Some(spec) };
-    node.images().remove_image(forget).await.unwrap();
+    forget(&node, &image).await;
     let pulls = asked_for(world, &node, "/manifests/");
     let snapshotter_now = snapshotter();
     stand_still(snapshotter_now);

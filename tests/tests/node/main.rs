@@ -122,7 +122,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, engines:
         pods_outlive_containerd,
         containerd_killed_while_a_pod_starts_leaves_nothing_that_cannot_be_removed,
-        containerd_killed_while_a_container_is_made_started_or_asked_is_missed_only_meanwhile,
+        containerd_killed_while_an_image_is_pulled_or_a_container_is_made_is_missed_only_meanwhile,
         a_snapshotter_killed_while_a_container_is_made_is_missed_only_meanwhile,
         a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_starts_is_missed_only_meanwhile,
     ));
