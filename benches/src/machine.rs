@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use sealpod_agent_protocol::{Info, Reply, Request};
 use sealpod_sandbox::{Accelerator, GuestImage, Sandbox, SandboxConfig, Tpm, Vm};
 
@@ -111,38 +110,10 @@ async fn start_bare(config: SandboxConfig) -> anyhow::Result<(Vm, Duration)> {
     }
 }
 
-/// Leaves this process, and all that it starts from now on, one processor of those that it has.
-///
-/// # Errors
-/// If the kernel refuses.
-pub(crate) fn keep_to_one_processor() -> anyhow::Result<()> {
-    let all = sched_getaffinity(None).context("cannot read which processors there are")?;
-    let mut one = CpuSet::new();
-    // The first has more of the machine's interrupts.
-    if let Some(last) = (0..CpuSet::MAX_CPU).rev().find(|number| all.is_set(*number)) {
-        one.set(last);
-    }
-    sched_setaffinity(None, &one).context("cannot keep to one processor")
-}
-
 /// What an agent says of itself.
 pub(crate) async fn info(sandbox: &Sandbox) -> anyhow::Result<Info> {
     match sandbox.agent().call(Request::Info).await? {
         Reply::Info(info) => Ok(info),
         other => bail!("the agent answered Info with {other:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_and_what_it_starts_keep_to_one_processor() {
-        let kept = std::thread::spawn(|| {
-            keep_to_one_processor().unwrap();
-            std::thread::spawn(|| sched_getaffinity(None).unwrap().count()).join().unwrap()
-        });
-        assert_eq!(kept.join().unwrap(), 1);
     }
 }

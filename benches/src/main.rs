@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use sealpod_benches::processor;
 use sealpod_sandbox::tpm_authority;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<Report> {
-    machine::keep_to_one_processor()?;
+    processor::keep_to_one()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let measurements = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;

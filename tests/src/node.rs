@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 pub use k8s_cri::v1 as cri;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -469,6 +469,17 @@ pub fn control_groups() -> Vec<PathBuf> {
     let entries = control_group_parents().into_iter().filter_map(|folder| std::fs::read_dir(folder).ok());
     let paths = entries.flatten().flatten().map(|entry| entry.path());
     paths.filter(|path| path.is_dir()).collect()
+}
+
+/// Puts a process beside this program's pods, in a control group of its own, wherever they have one: it gets as much of
+/// the processors as a pod.
+pub fn put_among_pods(name: &str, process: Pid) {
+    for parent in control_group_parents().into_iter().filter(|parent| parent.is_dir()) {
+        let group = parent.join(name);
+        // Some controllers want more said, and have no part in how processors are shared.
+        let _ = std::fs::create_dir_all(&group);
+        let _ = std::fs::write(group.join("cgroup.procs"), process.as_raw_pid().to_string());
+    }
 }
 
 /// Version 2 has one; version 1 one in the folder of each controller.

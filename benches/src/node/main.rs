@@ -9,6 +9,7 @@ mod report;
 
 use std::process::ExitCode;
 
+use sealpod_benches::processor;
 use sealpod_tests::node::namespaces::{self, End};
 
 fn main() -> ExitCode {
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<bool> {
+    processor::keep_to_one()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(measure::all())?.report()?;
     let path = sealpod_tests::repository().join("target/bench/node.json");

@@ -5,14 +5,16 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri, log_lines};
+use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri, log_lines, put_among_pods};
 use sealpod_tests::{ImageOptions, InitData, Node, Owner};
 use tokio::io::AsyncReadExt;
 
 use crate::report::Measurements;
 
-/// Runs of each kind. The machine may be busy with other things, so the kinds take turns and medians count.
+/// Runs of each kind. The machine may be busy with other things, so the kinds take turns, what is compared starts at
+/// once, and medians count.
 const RUNS: usize = 5;
 const EXECS: usize = 20;
 /// What one measurement of output prints: lines of 1000 bytes.
@@ -42,23 +44,28 @@ pub(crate) async fn all() -> anyhow::Result<Measurements> {
     let mut all = Measurements::default();
     for round in 1..=RUNS {
         let began = Instant::now();
+        let name = format!("pair-{round}");
+        let both = tokio::try_join!(bench.pod(&name, RUNTIME, &bench.image), bench.run());
+        let ((pod, _, by_cri), run) = both?;
+        bench.node.remove(&pod).await;
+        all.together.push((by_cri, run));
+        tell(&format!("round {round} of {RUNS}: at once, pod by CRI"), by_cri, began);
+        tell(&format!("round {round} of {RUNS}: at once, sealpod run"), run, began);
+
+        let began = Instant::now();
         let (pod, id, first) = bench.pod(&format!("vm-{round}"), RUNTIME, &bench.image).await?;
         all.pod.push(first);
         all.shim_bytes.push(resident_bytes("containerd-shim-sealpod-v2")?);
         if round == 1 {
             bench.execs(&id, &mut all).await?;
             bench.output(&pod, &mut all).await?;
+            all.shim_bytes.push(resident_bytes("containerd-shim-sealpod-v2")?);
             all.snapshotter_bytes = resident_bytes("sealpod-snapshotter")?;
         }
         let before_end = Instant::now();
         bench.node.remove(&pod).await;
         all.life.push(first + before_end.elapsed());
         tell(&format!("round {round} of {RUNS}: pod by CRI"), first, began);
-
-        let began = Instant::now();
-        let first = bench.run()?.await?;
-        all.run.push(first);
-        tell(&format!("round {round} of {RUNS}: sealpod run"), first, began);
 
         let began = Instant::now();
         let (pod, _, first) = bench.pod(&format!("runc-{round}"), "", &bench.plain).await?;
@@ -119,27 +126,25 @@ impl Bench {
         Ok((pod, id, began.elapsed()))
     }
 
-    /// The same image without Kubernetes.
-    fn run(&self) -> anyhow::Result<impl Future<Output = anyhow::Result<Duration>>> {
+    /// The same image without Kubernetes. It shares the processor with pods as one of them.
+    async fn run(&self) -> anyhow::Result<Duration> {
         let init_data = self.owner.path("bench-init-data.toml");
         std::fs::write(&init_data, &self.init_data).context("cannot write the init data")?;
         let mut command = tokio::process::Command::from(self.owner.command());
         command.args(["run", "--accelerator", "tcg", "--init-data"]).arg(&init_data).arg(&self.image);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        Ok(async move {
-            let began = Instant::now();
-            let mut child = command.spawn().context("cannot start sealpod run")?;
-            let mut stdout = child.stdout.take().context("it has an output")?;
-            let mut first = [0];
-            let read = tokio::time::timeout(PATIENCE, stdout.read_exact(&mut first)).await;
-            let elapsed = began.elapsed();
-            if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed())) {
-                rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-            }
-            tokio::time::timeout(PATIENCE, child.wait()).await.context("sealpod run heeds no SIGTERM")??;
-            read.context("sealpod run prints nothing")?.context("sealpod run ended at once")?;
-            Ok(elapsed)
-        })
+        let began = Instant::now();
+        let mut child = command.spawn().context("cannot start sealpod run")?;
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("it has ended")?;
+        put_among_pods("run", pid);
+        let mut stdout = child.stdout.take().context("it has an output")?;
+        let mut first = [0];
+        let read = tokio::time::timeout(PATIENCE, stdout.read_exact(&mut first)).await;
+        let elapsed = began.elapsed();
+        kill_process(pid, Signal::TERM)?;
+        tokio::time::timeout(PATIENCE, child.wait()).await.context("sealpod run heeds no SIGTERM")??;
+        read.context("sealpod run prints nothing")?.context("sealpod run ended at once")?;
+        Ok(elapsed)
     }
 
     async fn execs(&self, id: &str, all: &mut Measurements) -> anyhow::Result<()> {
