@@ -471,15 +471,18 @@ pub fn control_groups() -> Vec<PathBuf> {
     paths.filter(|path| path.is_dir()).collect()
 }
 
-/// Puts a process beside this program's pods, in a control group of its own, wherever they have one: it gets as much of
-/// the processors as a pod.
+/// Puts a process beside this program's pods, in a control group of its own: it gets as much of the processors as a pod.
+///
+/// # Panics
+///
+/// Where it cannot enter.
 pub fn put_among_pods(name: &str, process: Pid) {
-    for parent in control_group_parents().into_iter().filter(|parent| parent.is_dir()) {
-        let group = parent.join(name);
-        // Some controllers want more said, and have no part in how processors are shared.
-        let _ = std::fs::create_dir_all(&group);
-        let _ = std::fs::write(group.join("cgroup.procs"), process.as_raw_pid().to_string());
-    }
+    // Version 1 has one for processors; version 2 one for everything.
+    let hierarchies = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"].map(Path::new);
+    let hierarchy = hierarchies.into_iter().find(|hierarchy| hierarchy.is_dir()).expect("control groups");
+    let group = hierarchy.join(cgroup()).join(name);
+    std::fs::create_dir_all(&group).expect("a control group");
+    std::fs::write(group.join("cgroup.procs"), process.as_raw_pid().to_string()).expect("it may enter");
 }
 
 /// Version 2 has one; version 1 one in the folder of each controller.

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri, log_lines, put_among_pods};
 use sealpod_tests::{ImageOptions, InitData, Node, Owner};
 use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
 
 use crate::report::Measurements;
 
@@ -45,8 +46,10 @@ pub(crate) async fn all() -> anyhow::Result<Measurements> {
     for round in 1..=RUNS {
         let began = Instant::now();
         let name = format!("pair-{round}");
-        let both = tokio::try_join!(bench.pod(&name, RUNTIME, &bench.image), bench.run());
-        let ((pod, _, by_cri), run) = both?;
+        let ((pod, _, by_cri), (running, run)) =
+            tokio::try_join!(bench.pod(&name, RUNTIME, &bench.image), bench.run())?;
+        // Neither ends before both have printed: that takes the processor, too.
+        end(running).await?;
         bench.node.remove(&pod).await;
         all.together.push((by_cri, run));
         tell(&format!("round {round} of {RUNS}: at once, pod by CRI"), by_cri, began);
@@ -126,25 +129,27 @@ impl Bench {
         Ok((pod, id, began.elapsed()))
     }
 
-    /// The same image without Kubernetes. It shares the processor with pods as one of them.
-    async fn run(&self) -> anyhow::Result<Duration> {
+    /// The same image without Kubernetes; gives what runs and the time to its first output. It shares the processor with
+    /// pods as one of them.
+    async fn run(&self) -> anyhow::Result<(Child, Duration)> {
         let init_data = self.owner.path("bench-init-data.toml");
         std::fs::write(&init_data, &self.init_data).context("cannot write the init data")?;
-        let mut command = tokio::process::Command::from(self.owner.command());
+        let mut command = Command::from(self.owner.command());
         command.args(["run", "--accelerator", "tcg", "--init-data"]).arg(&init_data).arg(&self.image);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let began = Instant::now();
         let mut child = command.spawn().context("cannot start sealpod run")?;
-        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("it has ended")?;
-        put_among_pods("run", pid);
-        let mut stdout = child.stdout.take().context("it has an output")?;
-        let mut first = [0];
-        let read = tokio::time::timeout(PATIENCE, stdout.read_exact(&mut first)).await;
+        put_among_pods("run", process(&child)?);
+        let stdout = child.stdout.as_mut().context("it has an output")?;
+        let read = tokio::time::timeout(PATIENCE, stdout.read_exact(&mut [0])).await;
         let elapsed = began.elapsed();
-        kill_process(pid, Signal::TERM)?;
-        tokio::time::timeout(PATIENCE, child.wait()).await.context("sealpod run heeds no SIGTERM")??;
-        read.context("sealpod run prints nothing")?.context("sealpod run ended at once")?;
-        Ok(elapsed)
+        match read {
+            Ok(Ok(_)) => Ok((child, elapsed)),
+            wrong => {
+                end(child).await?;
+                bail!("sealpod run prints nothing: {wrong:?}")
+            }
+        }
     }
 
     async fn execs(&self, id: &str, all: &mut Measurements) -> anyhow::Result<()> {
@@ -191,6 +196,17 @@ impl Bench {
         all.output.push((bytes as u64, elapsed));
         Ok(())
     }
+}
+
+fn process(child: &Child) -> anyhow::Result<Pid> {
+    child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("it has ended")
+}
+
+/// Ends a `sealpod run`.
+async fn end(mut running: Child) -> anyhow::Result<()> {
+    kill_process(process(&running)?, Signal::TERM)?;
+    tokio::time::timeout(PATIENCE, running.wait()).await.context("sealpod run heeds no SIGTERM")??;
+    Ok(())
 }
 
 /// The resident memory (`VmRSS`) of the one process of a program in these namespaces.

@@ -130,7 +130,9 @@ impl Error {
             }
             Self::Service { .. } => "look into `journalctl -u` of the service; then run this again",
             Self::NotInstalled(_) => "name the folder with --prefix if it is another one",
-            Self::Record { .. } => "repair or remove the file, then run `sealpod node install` again",
+            Self::Record { .. } => {
+                "repair the file or restore it: without it nothing knows what was there before"
+            }
             Self::InUse(_) => "drain the node (`kubectl drain`) and run this again, or give --force",
             Self::File { .. } | Self::Command { .. } => return None,
         };

@@ -97,9 +97,10 @@ fn part(name: impl ToString, ok: bool, good: &str, bad: &str) -> Part {
     Part { name: name.to_string(), ok, detail: if ok { good } else { bad }.into() }
 }
 
-/// A file that was written. What is in the configuration's folder is its administrator's to edit.
+/// A file that was written. Configurations are their administrator's to edit.
 fn file(places: &Places, record: &Record, path: &Path) -> Result<Part, Error> {
-    let edited = places.on_disk(path).is_file() && path.starts_with(&places.configuration);
+    let configurations = [places.shim_configuration(), places.snapshotter_configuration()];
+    let edited = configurations.iter().any(|own| own == path) && places.on_disk(path).is_file();
     let bad = if edited { "edited since" } else { "changed or missing" };
     let mut file = part(path.display(), record.is_ours(places, path)?, "as installed", bad);
     file.ok |= edited;

@@ -59,6 +59,8 @@ pub(crate) enum Error {
     Missing(&'static str),
     #[error("{what} is refused: {why}")]
     Refused { what: String, why: &'static str },
+    #[error("{} is not as expected: {source}", path.display())]
+    MountInfo { path: PathBuf, source: serde_json::Error },
     #[error("the volume's device {}: {source}", path.display())]
     Disk { path: PathBuf, source: std::io::Error },
     #[error("the part (subPath) of a volume at {destination:?}: {problem}")]

@@ -78,7 +78,8 @@ impl Broker {
     /// Opens the store and reads what the configuration names.
     ///
     /// # Errors
-    /// [`StartError`]: a file that the configuration names cannot be used, or the store cannot be opened.
+    /// [`StartError`]: a file that the configuration names cannot be used, or the store cannot be opened, or what stands in
+    /// it.
     pub async fn open(config: &Config) -> Result<Arc<Self>, StartError> {
         let (admin, anchors) = (administrators(config)?, anchors(config)?);
         let (store, sessions) = store::open(&config.store)
@@ -100,7 +101,7 @@ impl Broker {
     /// Checks the files that a configuration names, and leaves the store alone: another broker may use it.
     ///
     /// # Errors
-    /// [`StartError`], as of [`Broker::open`] before it opens the store.
+    /// [`StartError`]: a file that the configuration names cannot be used, or the store's folder or address cannot be.
     pub fn check(config: &Config) -> Result<(), StartError> {
         administrators(config)?;
         anchors(config)?;

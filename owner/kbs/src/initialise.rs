@@ -29,7 +29,7 @@ pub struct Options {
 /// Makes a configuration, an administrator's key pair and a certificate; gives the configuration's path.
 ///
 /// # Errors
-/// If there is a configuration already, or a file cannot be read or written.
+/// If there is a configuration already, a file cannot be read or written, or a name is none that a certificate can have.
 pub fn initialise(options: &Options) -> anyhow::Result<PathBuf> {
     let folder = &options.folder;
     let configuration = folder.join("kbs.toml");

@@ -8,6 +8,12 @@ use sealpod_tests::node::{cri, map, variables};
 
 use crate::world::World;
 
+/// What kubelet asks for where a pod says `RuntimeDefault`, and always for its sandbox.
+pub(crate) fn default_profile() -> cri::SecurityProfile {
+    let profile_type = cri::security_profile::ProfileType::RuntimeDefault.into();
+    cri::SecurityProfile { profile_type, ..Default::default() }
+}
+
 pub(crate) fn security(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerSecurityContext {
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
 }

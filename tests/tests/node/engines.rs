@@ -6,8 +6,8 @@ use sealpod_tests::node::{NodePod, RUNTIME, cri};
 use tonic::Code;
 
 use crate::failures::{
-    RUNNING, another_vm, asked_for, begins, containerd, go_on, interrupted, inventory, is_running,
-    nothing_is_left, processes, remove_all_but_ready, stand_still,
+    RUNNING, Still, another_vm, asked_for, begins, containerd, interrupted, inventory, is_running,
+    nothing_is_left, processes, remove_all_but_ready,
 };
 use crate::world::World;
 
@@ -52,21 +52,20 @@ pub(crate) async fn containerd_killed_while_an_image_is_pulled_or_a_container_is
     let config = |node: &Node| node.container_config("main", &world.image(), "sleep 1000");
 
     // An image is unpacked into snapshots, and a container begins with one.
-    let snapshotter = snapshotter();
     forget(&node, &world.image()).await;
     let pulls = asked_for(world, &node, "/manifests/");
-    stand_still(snapshotter);
+    let still = Still::keep(snapshotter());
     let pulled = interrupted(node.try_pull_for(&world.image(), ""), pulls, containerd(&node)).await;
     assert!(pulled.is_err(), "containerd was killed");
-    go_on(snapshotter);
+    drop(still);
     start_again(&mut node).await;
     node.pull(&world.image()).await;
 
-    stand_still(snapshotter);
+    let still = Still::keep(snapshotter());
     let begins = begins(&node, "CreateContainer within sandbox");
     let made = interrupted(node.try_create(&pod, config(&node)), begins, containerd(&node)).await;
     assert!(made.is_err(), "containerd was killed");
-    go_on(snapshotter);
+    drop(still);
     start_again(&mut node).await;
     remove_containers(&node, &pod).await;
 
@@ -163,9 +162,9 @@ pub(crate) async fn a_snapshotter_killed_while_an_image_is_pulled_or_a_pod_start
     let image = world.image();
     forget(&node, &image).await;
     let pulls = asked_for(world, &node, "/manifests/");
-    let snapshotter_now = snapshotter();
-    stand_still(snapshotter_now);
-    let pulled = interrupted(node.try_pull_for(&image, ""), pulls, snapshotter_now).await;
+    let still = Still::keep(snapshotter());
+    let pulled = interrupted(node.try_pull_for(&image, ""), pulls, snapshotter()).await;
+    drop(still);
     assert!(pulled.is_err(), "the snapshotter was killed");
     node.kill_snapshotter();
     node.start_snapshotter();

@@ -120,14 +120,21 @@ pub(crate) async fn interrupted<T>(
     tokio::join!(call, killing).0
 }
 
-/// Lets a process stand still, so that a call that needs it cannot end.
-pub(crate) fn stand_still(process: Pid) {
-    kill_process(process, Signal::STOP).unwrap();
+/// A process that stands still, so that a call that needs it cannot end; goes on when this is dropped.
+pub(crate) struct Still(Pid);
+
+impl Still {
+    pub(crate) fn keep(process: Pid) -> Self {
+        kill_process(process, Signal::STOP).unwrap();
+        Self(process)
+    }
 }
 
-/// Lets it go on.
-pub(crate) fn go_on(process: Pid) {
-    kill_process(process, Signal::CONT).unwrap();
+impl Drop for Still {
+    fn drop(&mut self) {
+        // It may have been killed.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
 }
 
 /// Waits until containerd says that it has begun a call.
@@ -210,9 +217,10 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
         let config = node.container_config("main", &world.image(), "sleep 1000");
         let id = node.try_create(pod, config).await.unwrap();
         let (pulls, vm) = (asked_for(world, &node, "/blobs/"), process_of(pod, VM));
+        let mut still = None;
         let pulls_on = async {
             pulls.await;
-            stand_still(vm);
+            still = Some(Still::keep(vm));
         };
         // Only this asks the shim for a container, and it the guest.
         let started = interrupted(node.try_start(&id), pulls_on, process_of(pod, program)).await;
@@ -273,7 +281,7 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
         // containerd's log quotes the quotes.
         let (machine, call) = (process_of(pod, VM), format!(r#"StopPodSandbox for \"{}\"#, pod.id));
         let stops = begins(&node, &call);
-        stand_still(machine);
+        let still = Still::keep(machine);
         let mut runtime = node.runtime();
         let stopping =
             runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
@@ -281,7 +289,7 @@ pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &Worl
         let stopped = interrupted(stopping, stops, killed).await;
         if killed == engine {
             assert!(stopped.is_err(), "containerd was killed");
-            go_on(machine);
+            drop(still);
             node.kill_containerd();
             node.start_containerd();
             node.ready().await;
@@ -303,7 +311,7 @@ pub(crate) async fn a_pod_whose_guest_hangs_is_removed_and_costs_no_other(world:
     std::fs::write(node.path("shim.toml"), config).unwrap();
     node.pull(&world.image()).await;
     let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
-    stand_still(process_of(&pod, VM));
+    let _still = Still::keep(process_of(&pod, VM));
     let unanswered = tokio::time::timeout(Duration::from_secs(2), node.exec(&id, "true")).await;
     assert!(!matches!(unanswered, Ok(Ok(_))), "{unanswered:?} of a guest that stands still");
     assert_eq!(node.exec(&other, "echo unmoved").await.unwrap().stdout, b"unmoved\n");

@@ -1,12 +1,13 @@
 //! Pods as wholes.
 
+use std::path::Path;
 use std::process::Command;
 
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{RUNTIME, cri, map};
 use sealpod_tests::{ImageOptions, InitData};
 
-use crate::containers::security;
+use crate::containers::{default_profile, security};
 use crate::volumes::{Part, kubelets, mount};
 use crate::world::World;
 
@@ -15,7 +16,9 @@ pub(crate) async fn an_encrypted_image_runs_and_the_host_asks_for_no_layer(world
     let image = world.image();
     node.pull(&image).await;
     let pod = node.run_pod("first", &world.init_data()).await;
-    let as_it_is = cri::ContainerConfig { command: Vec::new(), ..node.container_config("main", &image, "") };
+    let mut as_it_is =
+        cri::ContainerConfig { command: Vec::new(), ..node.container_config("main", &image, "") };
+    security(&mut as_it_is).seccomp = Some(default_profile());
     let (status, lines) = node.run(&pod, as_it_is).await;
     assert_eq!((status.exit_code, lines[0].text.as_str()), (0, "as the image says"), "{lines:?}");
 
@@ -98,12 +101,6 @@ pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reas
         );
     }
     let pod = world.pod(&node).await;
-    let host_path = |propagation| cri::Mount {
-        container_path: "/host".into(),
-        host_path: "/etc".into(),
-        propagation,
-        ..Default::default()
-    };
     // containerd itself takes none that is not shared.
     let shared = Part::of(&node.path("shared"), kubelets(&node, &pod, "empty-dir", "shared"));
     assert!(Command::new("mount").arg("--make-shared").arg(&shared.0).status().unwrap().success());
@@ -120,7 +117,7 @@ pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reas
     let both_ways = i32::from(cri::MountPropagation::PropagationBidirectional);
     type Tampering<'a> = (&'a str, &'a dyn Fn(&mut cri::ContainerConfig));
     let tampered: [Tampering<'_>; 3] = [
-        ("hostPath /etc", &|config| config.mounts = vec![host_path(0)]),
+        ("hostPath /etc", &|config| config.mounts = vec![mount("/host", Path::new("/etc"), false)]),
         ("propagation", &|config| {
             config.mounts = vec![cri::Mount { propagation: both_ways, ..mount("/shared", &shared.0, false) }];
             security(config).privileged = true;

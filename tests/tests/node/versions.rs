@@ -4,6 +4,7 @@ use sealpod_tests::Node;
 use sealpod_tests::node::namespaces::ADDRESS;
 use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri};
 
+use crate::containers::{default_profile, security};
 use crate::failures::{inventory, nothing_is_left};
 use crate::volumes::{LIMITS, kubelets, mount};
 use crate::world::World;
@@ -31,9 +32,12 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
 
     let mut config = node.pod_config(folder, Some(&world.init_data()));
     config.annotations.insert(LIMITS.into(), "bounded=1000000".into());
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().seccomp = Some(default_profile());
     let pod = node.try_run_pod(config, RUNTIME).await.unwrap_or_else(|status| panic!("{status}"));
     let script = "echo out; echo err >&2; exit 7";
-    let (status, lines) = node.run(&pod, node.container_config("first", &image, script)).await;
+    let mut first = node.container_config("first", &image, script);
+    security(&mut first).seccomp = Some(default_profile());
+    let (status, lines) = node.run(&pod, first).await;
     assert_eq!(status.exit_code, 7);
     let mut text: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
     text.sort_unstable();

@@ -156,8 +156,9 @@ pub(crate) async fn an_empty_volume_larger_than_the_memory_is_on_a_disk_that_sho
     let config = std::fs::read_to_string(node.path("shim.toml")).unwrap();
     let with_disk = format!("{config}memory_mib = 256\nephemeral_disk_mib = 128\n");
     std::fs::write(node.path("shim.toml"), with_disk).unwrap();
-    let pod = node.run_pod("with-disk", &world.init_data()).await;
+    let pod = node.try_run_pod(node.pod_config("with-disk", Some(&world.init_data())), RUNTIME).await;
     std::fs::write(node.path("shim.toml"), config).unwrap();
+    let pod = pod.unwrap_or_else(|status| panic!("{status}"));
     node.pull(&world.image()).await;
     let cache = kubelets(&node, &pod, "empty-dir", "cache");
     // As much as there is, and 20 MB more.

@@ -34,7 +34,7 @@ impl Attest {
     /// Parses a quote with nothing after it; any other attestation is an error.
     ///
     /// # Errors
-    /// If it is no quote, is cut, or did not come out of a TPM.
+    /// If it is no quote, is cut, has bytes after it or too many banks, or did not come out of a TPM.
     pub fn parse(bytes: &[u8]) -> Result<Self, StructureError> {
         let cut = || StructureError::truncated(STRUCTURE);
         let mut reader = Reader::new(bytes, Endian::Big);

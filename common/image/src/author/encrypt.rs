@@ -16,7 +16,7 @@ const CHUNK: usize = 256 * 1024;
 /// Makes an image whose layers only the recipients' keys open. Layers that are encrypted already stay as they are.
 ///
 /// # Errors
-/// [`AuthorError`]: a layer cannot be read, a recipient's key does not wrap, or the output is there already.
+/// [`AuthorError`]: a layer is none or cannot be read, a recipient's key does not wrap, or the output is there already.
 pub fn encrypt(from: &Layout, output: &Path, recipients: &[Recipient]) -> Result<Layout, AuthorError> {
     let layout = NewLayout::begin(output)?;
     let mut manifest = from.manifest.clone();

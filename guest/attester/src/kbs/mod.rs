@@ -105,7 +105,8 @@ impl KbsClient {
     /// Fetches a resource, attesting first where that is needed.
     ///
     /// # Errors
-    /// [`Error`]: as [`KbsClient::attest`], or the broker refuses the resource or has none at this path.
+    /// [`Error`]: as [`KbsClient::attest`], or the broker refuses the resource, has none at this path, or answers what
+    /// does not open.
     pub async fn resource(&self, path: &ResourcePath) -> Result<Secret, Error> {
         let session = self.session(|_| true).await?;
         match self.fetch(&session, path).await? {

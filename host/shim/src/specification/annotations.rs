@@ -52,7 +52,7 @@ const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 /// base64(gzip(TOML)), as existing users of confidential pods write it.
 const INIT_DATA: &str = "io.katacontainers.config.hypervisor.cc_init_data";
-/// More init data than a guest takes.
+/// As much init data as a guest takes.
 const LONGEST_INIT_DATA: u64 = 1 << 20;
 
 /// A specification's annotations, read as those of one engine.
@@ -306,7 +306,8 @@ mod tests {
         let read = |value: &str| annotations(&[(INIT_DATA, value)]).init_data();
         assert_eq!(read(&pack(b"version = \"0.1.0\"\n")).unwrap().unwrap(), "version = \"0.1.0\"\n");
         assert_eq!(read("").unwrap(), None);
-        for value in ["%%%", "aGVsbG8=", &pack(&[0xFF; 10]), &pack(&vec![b'a'; 5 << 20])] {
+        assert_eq!(read(&pack(&vec![b'a'; 1 << 20])).unwrap().unwrap().len(), 1 << 20);
+        for value in ["%%%", "aGVsbG8=", &pack(&[0xFF; 10]), &pack(&vec![b'a'; (1 << 20) + 1])] {
             assert!(matches!(read(value), Err(Error::Annotation { .. })));
         }
     }

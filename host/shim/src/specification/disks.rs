@@ -148,9 +148,8 @@ fn read_volume(volumes: &Path, volume: DirectVolume<'_>) -> Result<(Mount, Disk)
         Err(source) => return Err(Error::File { path, source }),
         Ok(_) => {}
     }
-    let info: MountInfo = serde_json::from_slice(&text).map_err(|_| {
-        refused(what(), "its driver's mountInfo.json is no JSON with device and fstype, or too long")
-    })?;
+    let info: MountInfo =
+        serde_json::from_slice(&text).map_err(|source| Error::MountInfo { path, source })?;
     let unknown = |option: &&String| *option != "ro" && !TUNING.contains(&option.as_str());
     if let Some(option) = info.options.iter().find(unknown) {
         return Err(refused(format!("mount option {option:?} of {}", what()), "the guest does not know it"));
@@ -222,7 +221,7 @@ mod tests {
             (r#"{"device": "IMAGE", "fstype": "ext4", "options": ["dax"]}"#, "\"dax\""),
             (r#"{"device": "/dev", "fstype": "ext4"}"#, "expected a block device or a file"),
             (r#"{"device": "/nowhere", "fstype": "ext4"}"#, "/nowhere"),
-            (r#"{"fstype": "ext4"}"#, "device"),
+            (r#"{"fstype": "ext4"}"#, "missing field `device`"),
             (r#"{"device": "IMAGE", "fstype": "ext4", "metadata": {"fsGroup": "wheel"}}"#, "fsGroup"),
         ] {
             let refusal = volume(info).unwrap_err().to_string();

@@ -93,7 +93,7 @@ pub(super) fn refuse(spec: &Value) -> Result<(), Error> {
     if let Some(seccomp) = spec.pointer("/linux/seccomp").filter(|seccomp| says_something(seccomp))
         && !is_engines(seccomp)
     {
-        let why = "the guest filters system calls by its own; use RuntimeDefault, or leave it out";
+        let why = "the guest filters system calls by its own; leave it out of the pod, or of the engine's configuration";
         return Err(refused("a seccomp profile of the node's", why));
     }
     Ok(())
