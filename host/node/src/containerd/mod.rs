@@ -263,8 +263,8 @@ fn check_versions(sources: &Sources, containerd: Version) -> Result<(), Error> {
             return refuse(
                 format!("expected version 2 of the file or a newer one, got version {version}"),
                 "a file without `version` is of version 1, which newer releases of containerd refuse. Translate it to \
-                 version 2 (`containerd config migrate` of a newer release writes it, or `containerd config default` if there is nothing \
-                 of yours in it), restart containerd, and run this again",
+                 version 2 (`containerd config migrate` of a newer release writes it, or `containerd config default` if \
+                 there is nothing of yours in it), restart containerd, and run this again",
             );
         }
         Some(version) if version > containerd.newest_file_version() => {
