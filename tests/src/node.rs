@@ -2,6 +2,7 @@
 //! by CRI as kubelet would.
 
 mod containerd;
+pub mod control_groups;
 mod crio;
 mod log;
 pub mod namespaces;
@@ -21,7 +22,7 @@ use hyper_util::rt::TokioIo;
 pub use k8s_cri::v1 as cri;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -261,7 +262,7 @@ impl Node {
             }),
             annotations,
             linux: Some(cri::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/{}", cgroup()),
+                cgroup_parent: control_groups::parent(),
                 security_context: Some(cri::LinuxSandboxSecurityContext::default()),
                 ..Default::default()
             }),
@@ -452,44 +453,8 @@ impl Drop for Node {
     /// Servers end first, then their pods' control groups can be removed.
     fn drop(&mut self) {
         (self.containerd, self.snapshotter) = (None, None);
-        remove_control_groups();
+        control_groups::remove_all();
     }
-}
-
-/// Removes those of this program's pods, in each hierarchy.
-fn remove_control_groups() {
-    // runc leaves its own to containerd.
-    for folder in control_groups().into_iter().chain(control_group_parents()) {
-        let _ = std::fs::remove_dir(folder);
-    }
-}
-
-/// The control groups of this program's pods, in each hierarchy.
-pub fn control_groups() -> Vec<PathBuf> {
-    let entries = control_group_parents().into_iter().filter_map(|folder| std::fs::read_dir(folder).ok());
-    let paths = entries.flatten().flatten().map(|entry| entry.path());
-    paths.filter(|path| path.is_dir()).collect()
-}
-
-/// Puts a process beside this program's pods, in a control group of its own: it gets as much of the processors as a pod.
-///
-/// # Panics
-///
-/// Where it cannot enter.
-pub fn put_among_pods(name: &str, process: Pid) {
-    // Version 1 has one for processors; version 2 one for everything.
-    let hierarchies = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"].map(Path::new);
-    let hierarchy = hierarchies.into_iter().find(|hierarchy| hierarchy.is_dir()).expect("control groups");
-    let group = hierarchy.join(cgroup()).join(name);
-    std::fs::create_dir_all(&group).expect("a control group");
-    std::fs::write(group.join("cgroup.procs"), process.as_raw_pid().to_string()).expect("it may enter");
-}
-
-/// Version 2 has one; version 1 one in the folder of each controller.
-fn control_group_parents() -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(cgroup())).collect()
 }
 
 /// The shim's configuration, whichever engine starts it.
@@ -500,11 +465,6 @@ fn shim_configuration(tpm_authority: &Path) -> String {
 /// That of a pod with a name.
 fn uid(pod: &str) -> String {
     format!("uid-{pod}")
-}
-
-/// The parent of this program's pods' control groups.
-fn cgroup() -> String {
-    format!("sealpod-tests-{}", namespaces::number())
 }
 
 /// base64(gzip(text))

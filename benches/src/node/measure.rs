@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri, log_lines, put_among_pods};
+use sealpod_tests::node::{Containerd, NodePod, RUNTIME, control_groups, cri, log_lines};
 use sealpod_tests::{ImageOptions, InitData, Node, Owner};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -139,7 +139,7 @@ impl Bench {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let began = Instant::now();
         let mut child = command.spawn().context("cannot start sealpod run")?;
-        put_among_pods("run", process(&child)?);
+        control_groups::put_among_pods("run", process(&child)?);
         let stdout = child.stdout.as_mut().context("it has an output")?;
         let read = tokio::time::timeout(PATIENCE, stdout.read_exact(&mut [0])).await;
         let elapsed = began.elapsed();

@@ -22,7 +22,8 @@ guest = {}
 # The authority that certifies emulated TPMs.
 tpm_authority = {}
 
-# What a pod has that says nothing, and what the guest itself takes beside the containers' limits.
+# What a pod's VM has where not all containers have limits; the overhead (the guest's own memory) is the RuntimeClass's
+# where that is known.
 #memory_mib = 512
 #memory_overhead_mib = 256
 #cpus = 1

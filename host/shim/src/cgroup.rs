@@ -41,10 +41,10 @@ impl Cgroup {
         Self { folders: folders.filter(|folder| folder.is_dir()).collect() }
     }
 
-    /// Whether kubelet limits the memory of the pod as a whole, as it does where each container has a limit.
-    pub(crate) fn pods_memory_is_limited(&self) -> bool {
+    /// To what kubelet limits the memory of the pod as a whole, in bytes, as it does where each container has a limit.
+    pub(crate) fn pods_memory_limit(&self) -> Option<u64> {
         // Version 2 says "max" where there is none; version 1 the largest number of pages.
-        self.pods_limits(MEMORY_LIMITS).any(|bytes| bytes < NO_LIMIT)
+        self.pods_limits(MEMORY_LIMITS).find(|bytes| *bytes < NO_LIMIT)
     }
 
     /// Whether kubelet limits the processor time of the pod as a whole.
@@ -176,15 +176,15 @@ mod tests {
     fn a_limit_of_the_pods_memory_is_seen() {
         let pod = tempfile::tempdir().unwrap();
         let cgroup = Cgroup { folders: vec![pod.path().join("4f2a")] };
-        assert!(!cgroup.pods_memory_is_limited());
+        assert_eq!(cgroup.pods_memory_limit(), None);
         for (file, none, some) in [
             ("memory.max", "max\n", "1048576\n"),
             ("memory.limit_in_bytes", "9223372036854771712\n", "1048576\n"),
         ] {
             fs::write(pod.path().join(file), none).unwrap();
-            assert!(!cgroup.pods_memory_is_limited(), "{file}");
+            assert_eq!(cgroup.pods_memory_limit(), None, "{file}");
             fs::write(pod.path().join(file), some).unwrap();
-            assert!(cgroup.pods_memory_is_limited(), "{file}");
+            assert_eq!(cgroup.pods_memory_limit(), Some(1 << 20), "{file}");
             fs::remove_file(pod.path().join(file)).unwrap();
         }
     }

@@ -19,9 +19,9 @@ pub(crate) struct Config {
     pub(crate) guest: PathBuf,
     /// The folder of the authority that certifies emulated TPMs; made if it is missing.
     pub(crate) tpm_authority: PathBuf,
-    /// The VM's memory where a pod says nothing, in MiB.
+    /// The VM's memory where a pod says nothing, in MiB; the least where it does not say everything.
     pub(crate) memory_mib: u32,
-    /// What the guest itself takes beside the containers' limits, in MiB.
+    /// What the guest itself takes beside the containers' limits, in MiB, where the RuntimeClass's overhead is not known.
     pub(crate) memory_overhead_mib: u32,
     /// The VM's processors where a pod says nothing.
     pub(crate) cpus: u32,

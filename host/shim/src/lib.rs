@@ -20,6 +20,7 @@ mod pod;
 mod process;
 mod serve;
 mod service;
+mod size;
 mod specification;
 mod streams;
 mod termination_message;

@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::forward;
 use crate::number::Number;
 use crate::process::{Exit, KILLED, Process};
+use crate::size;
 use crate::specification::{self, HostFolder, PodSpecification, Volume};
 use crate::streams::{self, Outputs, Paths};
 use crate::termination_message;
@@ -502,9 +503,10 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
     if let Some(parent) = Path::new(&config.tpm_authority).parent() {
         std::fs::create_dir_all(parent).map_err(Error::io(format!("cannot make {}", parent.display())))?;
     }
+    let (memory_mib, cpus) = size::of_vm(config, wanted, cgroup)?;
     let sandbox = Sandbox::start(SandboxConfig {
-        memory_mib: memory_mib(config, wanted.memory_bytes, cgroup.pods_memory_is_limited()),
-        cpus: cpus(config, wanted.cpus, cgroup.pods_cpu_is_limited()),
+        memory_mib,
+        cpus,
         ephemeral_disk_mib: config.ephemeral_disk_mib,
         answer_limit: Duration::from_secs(config.silence_limit_seconds.get().into()),
         pluggable_disks: true,
@@ -531,45 +533,5 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
             sandbox.stop().await;
             Err(error.into())
         }
-    }
-}
-
-/// The containers' limits and what the guest itself takes, or what the node's administrator gives pods without limits:
-/// that at least where not all containers have one.
-fn memory_mib(config: &Config, limits_bytes: Option<u64>, all_are_limited: bool) -> u32 {
-    let sum = |bytes: u64| {
-        let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
-        mib.saturating_add(config.memory_overhead_mib)
-    };
-    let least = if all_are_limited { 0 } else { config.memory_mib };
-    limits_bytes.map_or(config.memory_mib, |bytes| sum(bytes).max(least))
-}
-
-/// The same of processors.
-fn cpus(config: &Config, limits: Option<u32>, all_are_limited: bool) -> u32 {
-    let least = if all_are_limited { 0 } else { config.cpus };
-    limits.map_or(config.cpus, |cpus| cpus.max(least))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_vm_has_room_for_its_containers_and_itself() {
-        let config = Config::default();
-        for all_are_limited in [true, false] {
-            let memory_mib = |bytes| memory_mib(&config, bytes, all_are_limited);
-            assert_eq!(memory_mib(None), config.memory_mib);
-            assert_eq!(memory_mib(Some(1 << 30)), 1024 + config.memory_overhead_mib);
-            assert_eq!(memory_mib(Some(u64::MAX)), u32::MAX);
-        }
-        let mut config = config;
-        config.cpus = 4;
-        assert_eq!((cpus(&config, None, true), cpus(&config, Some(1), true)), (4, 1));
-        assert_eq!((cpus(&config, Some(1), false), cpus(&config, Some(8), false)), (4, 8));
-        // One small container beside others without limits says nothing of what those need.
-        assert_eq!(memory_mib(&config, Some(16 << 20), true), 16 + config.memory_overhead_mib);
-        assert_eq!(memory_mib(&config, Some(16 << 20), false), config.memory_mib);
     }
 }

@@ -101,7 +101,7 @@ pub(crate) fn role(spec: &Spec, id: &str) -> Result<Role, Error> {
 }
 
 /// What a pod's sandbox is to be.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PodSpecification {
     pub(crate) hostname: String,
     /// The network namespace that CNI made.
@@ -114,6 +114,8 @@ pub(crate) struct PodSpecification {
     pub(crate) volume_limits: VolumeLimits,
     /// The sum of the containers' limits, where kubelet gave it.
     pub(crate) memory_bytes: Option<u64>,
+    /// The memory of the RuntimeClass's overhead, where the engine says it.
+    pub(crate) overhead_bytes: Option<u64>,
     pub(crate) cpus: Option<u32>,
     /// The pod's control group on the host, as the engine wrote it.
     pub(crate) cgroup: Option<PathBuf>,
@@ -159,6 +161,7 @@ pub(crate) fn pod(spec: &Spec) -> Result<PodSpecification, Error> {
         sysctls: linux.sysctl().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect(),
         volume_limits: annotations.volume_limits()?,
         memory_bytes,
+        overhead_bytes: annotations.overhead(),
         cpus,
         cgroup: linux.cgroups_path().clone(),
     })

@@ -231,7 +231,7 @@ impl Crio {
 
 impl Drop for Crio {
     fn drop(&mut self) {
-        super::remove_control_groups();
+        super::control_groups::remove_all();
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn inventory() -> Vec<String> {
     let given = std::fs::read_dir(ADDRESSES).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let addresses = given.filter_map(|name| name.to_str()?.parse::<IpAddr>().ok());
     found.extend(addresses.map(|address| format!("the address {address}")));
-    found.extend(control_groups().iter().map(|group| group.display().to_string()));
+    found.extend(control_groups::of_pods().iter().map(|group| group.display().to_string()));
     found.extend(mounts().iter().map(|place| format!("a mount at {place}")));
     found.sort();
     found

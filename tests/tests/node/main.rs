@@ -51,6 +51,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, pods:
         an_encrypted_image_runs_and_the_host_asks_for_no_layer,
         a_pod_has_the_size_the_place_and_the_parameters_that_it_asked_for,
+        a_pod_stays_within_what_kubelet_allows_it,
         what_a_confidential_pod_cannot_have_is_refused_with_the_reason,
         what_the_policy_does_not_allow_is_refused_by_name,
         a_runc_pod_runs_beside,

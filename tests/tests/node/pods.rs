@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use sealpod_tests::node::control_groups::Limited;
 use sealpod_tests::node::namespaces::ADDRESS;
-use sealpod_tests::node::{RUNTIME, cri, map};
+use sealpod_tests::node::{RUNTIME, cri, log_lines, map};
 use sealpod_tests::{ImageOptions, InitData};
 
 use crate::containers::{default_profile, security};
@@ -74,6 +75,46 @@ pub(crate) async fn a_pod_has_the_size_the_place_and_the_parameters_that_it_aske
     let program = std::fs::read_to_string(format!("/proc/{}/comm", info["pid"])).unwrap();
     assert!(program.starts_with("qemu-system"), "{program}");
     node.remove(&pod).await;
+}
+
+/// Kubelet allows a pod its containers' limits and its RuntimeClass's overhead, and the host kills what takes more.
+pub(crate) async fn a_pod_stays_within_what_kubelet_allows_it(world: &World) {
+    let node = world.node().await;
+    node.pull(&world.image()).await;
+    let start = async |name: &str, overhead_mib: u64| {
+        let group = Limited::to_memory(name, (128 + overhead_mib) << 20);
+        let mut config = node.pod_config(name, Some(&world.init_data()));
+        let linux = config.linux.as_mut().unwrap();
+        linux.cgroup_parent = group.as_parent();
+        let limits = cri::LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+        linux.resources = Some(limits);
+        (node.try_run_pod(config, RUNTIME).await, group)
+    };
+    let (refused, _) = start("no-overhead", 0).await;
+    let said = refused.unwrap_err().message().to_owned();
+    assert!(
+        said.contains("the RuntimeClass's overhead: expected memory of 256 MiB or more, got 0 MiB"),
+        "{said}"
+    );
+
+    let (pod, group) = start("full", 384).await;
+    let pod = pod.unwrap_or_else(|status| panic!("{}", status.message()));
+    // As much as the guest has, so that all of its memory is used; and programs enough to fill what emulation keeps.
+    let fill = "exec 2> /dev/null; grep MemTotal /proc/meminfo
+        for i in 1 2 3 4 5 6; do dd if=/dev/zero of=/dev/null bs=256M count=1; find / -xdev; done | sha256sum > /dev/null
+        echo filled; sleep 1000";
+    let id = node.spawn(&pod, node.container_config("main", &world.image(), fill)).await;
+    let log = node.status(&id).await.log_path;
+    let lines = async || Some(log_lines(Path::new(&log))).filter(|lines| lines.len() == 2);
+    let lines = node.until("the guest's memory was full", lines).await;
+    assert_eq!(lines[1].text, "filled");
+    let memory: u64 = lines[0].text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // Limits and overhead but for QEMU's part (384 MiB), less what the kernel keeps.
+    assert!((256 << 10..384 << 10).contains(&memory), "{memory} KiB");
+    assert_eq!(node.exec(&id, "echo alive").await.unwrap().stdout, b"alive\n");
+    assert!(node.is_ready(&pod).await);
+    node.remove(&pod).await;
+    drop(group);
 }
 
 pub(crate) async fn what_a_confidential_pod_cannot_have_is_refused_with_the_reason(world: &World) {

@@ -46,6 +46,8 @@ const CRIO: Words = Words {
 const CRIO_GIVEN_IMAGE: &str = "io.kubernetes.cri-o.Image";
 /// CRI-O's: CRI's `LinuxContainerResources` in JSON. The second name is of newer releases.
 const CRIO_RESOURCES: [&str; 2] = ["io.kubernetes.cri-o.PodLinuxResources", "pod-linux-resources.crio.io"];
+/// CRI-O's: the same of the RuntimeClass's overhead.
+const CRIO_OVERHEAD: [&str; 2] = ["io.kubernetes.cri-o.PodLinuxOverhead", "pod-linux-overhead.crio.io"];
 /// containerd's.
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -76,7 +78,7 @@ pub(crate) struct Role {
     pub(crate) sandbox: String,
 }
 
-/// What kubelet says of a pod's containers together. Less than 1 is no limit.
+/// What kubelet says of a pod's containers together, or of what it takes beside them. Less than 1 is no limit.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct PodResources {
@@ -158,23 +160,32 @@ impl Annotations {
     /// Memory in bytes, and whole processors.
     pub(super) fn size(&self) -> (Option<u64>, Option<u32>) {
         let resources = if self.is_crio() {
-            let text = CRIO_RESOURCES.iter().find_map(|name| self.get(name));
-            text.and_then(|text| serde_json::from_str::<Option<PodResources>>(text).ok().flatten())
+            self.pod_resources(&CRIO_RESOURCES)
         } else {
             let number = |name: &str| self.get(name)?.parse::<i64>().ok();
-            Some(PodResources {
+            PodResources {
                 memory_limit_in_bytes: number(MEMORY).unwrap_or_default(),
                 cpu_quota: number(CPU_QUOTA).unwrap_or_default(),
                 cpu_period: number(CPU_PERIOD).unwrap_or_default(),
-            })
+            }
         };
-        let resources = resources.unwrap_or_default();
-        let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
         let cpus = || {
             let (quota, period) = (positive(resources.cpu_quota)?, positive(resources.cpu_period)?);
             u32::try_from(quota.div_ceil(period)).ok()
         };
         (positive(resources.memory_limit_in_bytes), cpus())
+    }
+
+    /// The memory of the RuntimeClass's overhead, in bytes. containerd does not say it.
+    pub(super) fn overhead(&self) -> Option<u64> {
+        let overhead = self.is_crio().then(|| self.pod_resources(&CRIO_OVERHEAD))?;
+        positive(overhead.memory_limit_in_bytes)
+    }
+
+    /// CRI's words in JSON, under one of an annotation's names.
+    fn pod_resources(&self, names: &[&str]) -> PodResources {
+        let text = names.iter().find_map(|name| self.get(name));
+        text.and_then(|text| serde_json::from_str::<Option<_>>(text).ok().flatten()).unwrap_or_default()
     }
 
     pub(super) fn init_data(&self) -> Result<Option<String>, Error> {
@@ -197,6 +208,10 @@ impl Annotations {
         let wrong = |problem: VolumeLimitsError| Error::Annotation { name, problem: problem.to_string() };
         self.get(name).map(str::parse).transpose().map_err(wrong).map(Option::unwrap_or_default)
     }
+}
+
+fn positive(number: i64) -> Option<u64> {
+    u64::try_from(number).ok().filter(|number| *number > 0)
 }
 
 #[cfg(test)]

@@ -126,6 +126,7 @@ fn a_sandbox_is_a_vm_with_the_pods_names_network_and_size() {
         sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".into(), "0".into())]),
         volume_limits: VolumeLimits::default(),
         memory_bytes: Some(256 << 20),
+        overhead_bytes: None,
         cpus: Some(2),
         cgroup: Some("/kubepods/burstable/pod0a1b/4f2a".into()),
     };

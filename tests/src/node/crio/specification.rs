@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Crio, CrioPod, PodNetwork};
-use crate::node::{INIT_DATA, MASKED_PATHS, cgroup, pack};
+use crate::node::{INIT_DATA, MASKED_PATHS, control_groups, pack};
 
 const CAPABILITIES: [&str; 9] = [
     "CAP_CHOWN",
@@ -54,7 +54,7 @@ impl Crio {
             "annotations": annotations,
             "linux": {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}], "cpu": {"shares": 2}},
-                "cgroupsPath": format!("/{}/crio-{id}", cgroup()),
+                "cgroupsPath": format!("{}/crio-{id}", control_groups::parent()),
                 "namespaces": namespaces(network),
                 "maskedPaths": MASKED_PATHS,
                 "readonlyPaths": ["/proc/sys"]
@@ -99,7 +99,7 @@ impl Crio {
             },
             "linux": {
                 "resources": {"memory": {"limit": 67_108_864, "swap": 67_108_864}, "cpu": {"shares": 2}},
-                "cgroupsPath": format!("/{}/crio-{id}", cgroup()),
+                "cgroupsPath": format!("{}/crio-{id}", control_groups::parent()),
                 "namespaces": namespaces(&pod.network),
                 "maskedPaths": MASKED_PATHS,
                 "readonlyPaths": ["/proc/sys"]

@@ -31,7 +31,7 @@ fn infra() -> Value {
         "io.kubernetes.cri-o.ContainerType": "sandbox",
         "io.kubernetes.cri-o.SandboxID": "4f2a",
         "io.kubernetes.cri-o.ContainerID": "4f2a",
-        "io.kubernetes.cri-o.PodLinuxOverhead": "null",
+        "io.kubernetes.cri-o.PodLinuxOverhead": r#"{"cpu_period":100000,"cpu_quota":25000,"memory_limit_in_bytes":402653184}"#,
         "io.kubernetes.cri-o.PodLinuxResources": r#"{"cpu_period":100000,"cpu_quota":150000,"memory_limit_in_bytes":268435456}"#,
         "io.kubernetes.container.name": "POD"
     });
@@ -85,6 +85,7 @@ fn a_sandbox_is_a_pod() {
     let pod = pod(&spec).unwrap();
     assert_eq!(pod.network_namespace, Path::new("/var/run/netns/6c8e"));
     assert_eq!((pod.memory_bytes, pod.cpus), (Some(256 << 20), Some(2)));
+    assert_eq!(pod.overhead_bytes, Some(384 << 20));
     assert_eq!(pod.cgroup.unwrap(), Path::new("kubepods-pod0a1b.slice:crio:4f2a"));
 }
 
