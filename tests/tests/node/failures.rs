@@ -8,7 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::Node;
 use sealpod_tests::node::{ADDRESSES, NodePod, RUNTIME, control_groups, cri};
+use tonic::Status;
 
+use crate::streams::{STDIN, STDOUT, attach};
+use crate::volumes::{self, kubelets, mount};
 use crate::world::World;
 
 /// The programs that a pod takes.
@@ -92,6 +95,8 @@ async fn becomes_empty(log: impl Fn() -> String, differences: impl Fn() -> Vec<S
     assert!(in_time.await.is_ok(), "{:?} are left\n{}", differences(), log());
 }
 
+/// Within which time the shim sees that a volume was changed.
+const UPDATED: Duration = Duration::from_secs(3);
 /// Within which time the death of a pod's process is noticed.
 const NOTICED: Duration = Duration::from_secs(20);
 
@@ -178,16 +183,30 @@ async fn run_pods(world: &World, node: &Node, names: &[&str]) -> Vec<NodePod> {
     futures::future::join_all(pods).await
 }
 
-/// Kills one of a pod's processes while a container and an exec run.
+/// Kills one of a pod's processes while a container and an exec run, somebody is attached, and a volume is updated.
 async fn fails(world: &World, node: &Node, pod: &NodePod, program: &str) {
-    let id = node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    let settings = kubelets(node, pod, "configmap", "settings");
+    volumes::write(&settings, "1", &[("colour", "green")]);
+    let mut config = node.container_config("main", &world.image(), "echo attached; cat; sleep 1000");
+    (config.stdin, config.mounts) = (true, vec![mount("/etc/settings", &settings, true)]);
+    let id = node.spawn(pod, config).await;
+    let mut attached = attach(node, &id, false).await;
+    attached.send(STDIN, b"echo\n").await;
+    attached.until(STDOUT, b"echo\n").await;
     let mut killed = Duration::ZERO;
+    let mut still = None;
     let running = async {
         is_running(node, &id).await;
+        // The guest does not answer to the update, so that it goes on.
+        still = Some(Still::keep(process_of(pod, VM)));
+        volumes::write(&settings, "2", &[("colour", "red")]);
+        tokio::time::sleep(UPDATED).await;
         killed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     };
     let exec = interrupted(node.exec(&id, RUNNING), running, process_of(pod, program)).await;
+    drop(still);
     assert!(exec.as_ref().map_or(true, |exec| exec.exit_code != 0), "{exec:?} of a pod that was killed");
+    attached.rest(STDOUT).await;
     let status = node.ended(&id).await;
     assert_ne!(status.exit_code, 0);
     // The time is the shim's, or that of containerd's call of it: how long CRI takes to say so is not in it.
@@ -231,72 +250,129 @@ pub(crate) async fn a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothin
     nothing_is_left(&node, &before).await;
 }
 
-/// A container does not end when it is asked to, and its grace is long.
-pub(crate) async fn a_pod_killed_while_a_container_is_stopped_fails_and_leaves_nothing(world: &World) {
+/// The calls that end a container.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    /// With a long grace.
+    Stop,
+    /// Which kills one that runs.
+    Remove,
+}
+
+impl Ending {
+    async fn ends(self, node: &Node, id: &str) -> Result<(), Status> {
+        let (mut runtime, container_id) = (node.runtime(), id.to_owned());
+        match self {
+            Self::Stop => {
+                let stop = cri::StopContainerRequest { container_id, timeout: 1000 };
+                runtime.stop_container(stop).await.map(drop)
+            }
+            Self::Remove => {
+                runtime.remove_container(cri::RemoveContainerRequest { container_id }).await.map(drop)
+            }
+        }
+    }
+}
+
+/// A container does not end when it is asked to, or its machine stands still.
+pub(crate) async fn a_pod_killed_while_a_container_is_stopped_or_removed_fails_and_leaves_nothing(
+    world: &World,
+) {
     let mut node = world.node().await;
     let _shared = world.pod(&node).await;
     let before = inventory();
-    let names = ["stopped-shim", "stopped-vm", "stopped-tpm", "stopped-containerd"];
-    let pods = run_pods(world, &node, &names).await;
-    let engine = containerd(&node);
-    for (pod, program) in pods.iter().zip([Some(SHIM), Some(VM), Some(TPM), None]) {
-        let stubborn =
-            node.container_config("main", &world.image(), "trap '' TERM; while :; do sleep 1; done");
-        let id = node.spawn(pod, stubborn).await;
-        let begins = begins(&node, "StopContainer for");
-        let mut runtime = node.runtime();
-        let stop = cri::StopContainerRequest { container_id: id.clone(), timeout: 1000 };
-        let killed = program.map_or(engine, |program| process_of(pod, program));
-        let stopped = interrupted(runtime.stop_container(stop), begins, killed).await;
-        if program.is_none() {
-            assert!(stopped.is_err(), "containerd was killed");
-            node.kill_containerd();
-            node.start_containerd();
-            node.ready().await;
-            assert!(node.is_ready(pod).await, "a pod outlives containerd");
-            let state = node.status(&id).await.state();
-            assert_eq!(state, cri::ContainerState::ContainerRunning);
-        } else {
-            assert_ne!(node.ended(&id).await.exit_code, 0);
-            node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
-        }
-        node.remove(pod).await;
+    for ending in [Ending::Stop, Ending::Remove] {
+        killed_while_a_container_ends(world, &mut node, ending).await;
     }
     nothing_is_left(&node, &before).await;
 }
 
-pub(crate) async fn a_pod_killed_while_it_is_removed_leaves_nothing(world: &World) {
+async fn killed_while_a_container_ends(world: &World, node: &mut Node, ending: Ending) {
+    let names = ["shim", "vm", "tpm", "containerd"].map(|name| format!("{ending:?}-{name}").to_lowercase());
+    let pods = run_pods(world, node, &names.each_ref().map(String::as_str)).await;
+    let engine = containerd(node);
+    for (pod, program) in pods.iter().zip([Some(SHIM), Some(VM), Some(TPM), None]) {
+        let stubborn =
+            node.container_config("main", &world.image(), "trap '' TERM; while :; do sleep 1; done");
+        let id = node.spawn(pod, stubborn).await;
+        let call = format!("{ending:?}Container for");
+        let begins = begins(node, &call);
+        let still = (ending == Ending::Remove).then(|| Still::keep(process_of(pod, VM)));
+        let killed = program.map_or(engine, |program| process_of(pod, program));
+        let ended = interrupted(ending.ends(node, &id), begins, killed).await;
+        drop(still);
+        if program.is_none() {
+            assert!(ended.is_err(), "containerd was killed");
+            node.kill_containerd();
+            node.start_containerd();
+            node.ready().await;
+            assert!(node.is_ready(pod).await, "a pod outlives containerd");
+            if ending == Ending::Stop {
+                let state = node.status(&id).await.state();
+                assert_eq!(state, cri::ContainerState::ContainerRunning);
+            }
+        } else {
+            // One may be gone that was to be removed.
+            if ending == Ending::Stop {
+                assert_ne!(node.ended(&id).await.exit_code, 0);
+            }
+            node.until("the pod is not ready", async || (!node.is_ready(pod).await).then_some(())).await;
+        }
+        node.remove(pod).await;
+    }
+}
+
+pub(crate) async fn a_pod_killed_while_it_is_stopped_or_removed_leaves_nothing(world: &World) {
     let mut node = world.node().await;
     let _shared = world.pod(&node).await;
     let before = inventory();
-    let pods =
-        run_pods(world, &node, &["removed-shim", "removed-vm", "removed-tpm", "removed-containerd"]).await;
+    for call in ["StopPodSandbox", "RemovePodSandbox"] {
+        killed_while_it_ends(world, &mut node, call).await;
+    }
+    nothing_is_left(&node, &before).await;
+}
+
+async fn killed_while_it_ends(world: &World, node: &mut Node, call: &str) {
+    let names = ["shim", "vm", "tpm", "containerd"].map(|name| format!("{call}-{name}").to_lowercase());
+    let pods = run_pods(world, node, &names.each_ref().map(String::as_str)).await;
     for pod in &pods {
         node.spawn(pod, node.container_config("main", &world.image(), "sleep 1000")).await;
     }
-    let engine = containerd(&node);
+    let engine = containerd(node);
     let [shim, vm, tpm] =
         [(0, SHIM), (1, VM), (2, TPM)].map(|(pod, program)| process_of(&pods[pod], program));
     for (pod, killed) in pods.iter().zip([shim, vm, tpm, engine]) {
         // containerd's log quotes the quotes.
-        let (machine, call) = (process_of(pod, VM), format!(r#"StopPodSandbox for \"{}\"#, pod.id));
-        let stops = begins(&node, &call);
+        let (machine, said) = (process_of(pod, VM), format!(r#"{call} for \"{}\"#, pod.id));
+        let begins = begins(node, &said);
         let still = Still::keep(machine);
-        let mut runtime = node.runtime();
-        let stopping =
-            runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() });
+        let (mut runtime, pod_sandbox_id) = (node.runtime(), pod.id.clone());
+        let ending = async {
+            if call == "StopPodSandbox" {
+                runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id }).await.map(drop)
+            } else {
+                runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop)
+            }
+        };
         // It may succeed or fail, but for containerd's: kubelet comes again until it succeeds.
-        let stopped = interrupted(stopping, stops, killed).await;
+        let ended = interrupted(ending, begins, killed).await;
         if killed == engine {
-            assert!(stopped.is_err(), "containerd was killed");
+            assert!(ended.is_err(), "containerd was killed");
             drop(still);
             node.kill_containerd();
             node.start_containerd();
             node.ready().await;
         }
-        node.remove(pod).await;
+        // kubelet asks for what it finds.
+        let filter = cri::PodSandboxFilter { id: pod.id.clone(), ..Default::default() };
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let found = node.runtime().list_pod_sandbox(request).await.unwrap().into_inner().items;
+        if found.is_empty() {
+            assert_eq!((call, ended.is_ok()), ("RemovePodSandbox", true), "it was not to be removed");
+        } else {
+            node.remove(pod).await;
+        }
     }
-    nothing_is_left(&node, &before).await;
 }
 
 /// A machine that stands still answers nothing, and does not even end when it is asked to.

@@ -116,8 +116,8 @@ fn main() -> ExitCode {
         a_pod_fails_with_each_of_its_processes_and_leaves_nothing,
         a_pod_killed_at_its_start_fails_and_leaves_nothing,
         a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing,
-        a_pod_killed_while_a_container_is_stopped_fails_and_leaves_nothing,
-        a_pod_killed_while_it_is_removed_leaves_nothing,
+        a_pod_killed_while_a_container_is_stopped_or_removed_fails_and_leaves_nothing,
+        a_pod_killed_while_it_is_stopped_or_removed_leaves_nothing,
         a_pod_whose_guest_hangs_is_removed_and_costs_no_other,
     ));
     trials.extend(trials!(world, engines:

@@ -16,8 +16,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::world::World;
 
 /// The channels of the protocol `v4.channel.k8s.io`: the first byte of each message.
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
+pub(crate) const STDIN: u8 = 0;
+pub(crate) const STDOUT: u8 = 1;
 const ENDED: u8 = 3;
 const RESIZE: u8 = 4;
 
@@ -107,7 +107,7 @@ async fn exec(node: &Node, id: &str, words: &[&str], stdin: bool, tty: bool) -> 
     Stream::open(&node.runtime().exec(request).await.unwrap().into_inner().url).await
 }
 
-async fn attach(node: &Node, id: &str, tty: bool) -> Stream {
+pub(crate) async fn attach(node: &Node, id: &str, tty: bool) -> Stream {
     let request =
         cri::AttachRequest { container_id: id.into(), stdin: true, tty, stdout: true, stderr: !tty };
     Stream::open(&node.runtime().attach(request).await.unwrap().into_inner().url).await

@@ -20,7 +20,7 @@ pub(crate) fn kubelets(node: &Node, pod: &NodePod, plugin: &str, name: &str) -> 
 }
 
 /// As kubelet writes: a folder for each version, and a link that moves.
-fn write(volume: &Path, version: &str, files: &[(&str, &str)]) {
+pub(crate) fn write(volume: &Path, version: &str, files: &[(&str, &str)]) {
     let data = volume.join(format!("..{version}"));
     std::fs::create_dir(&data).unwrap();
     for (name, text) in files {
