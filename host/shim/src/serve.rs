@@ -58,7 +58,12 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     let address = format!("{}{}", launch::UNIX, socket.display());
     let mut server = Server::new().bind(&address)?.register_service(bootstrap::services(&service));
     server.start().await?;
-    announce(&address)?;
+    let remove_socket = || {
+        // Somebody else may have been faster.
+        let _ = std::fs::remove_file(&socket);
+    };
+    // Where `start` was killed, nobody will come.
+    announce(&address).inspect_err(|_| remove_socket())?;
 
     tokio::select! {
         () = done.notified() => {}
@@ -71,8 +76,7 @@ async fn serve_pod(line: &CommandLine) -> Result<(), Error> {
     server.shutdown().await?;
     // Both have events to tell, of which the last ones are waited for.
     drop((server, service));
-    // Somebody else may have removed it.
-    let _ = std::fs::remove_file(&socket);
+    remove_socket();
     events::finish(sender).await;
     Ok(())
 }
