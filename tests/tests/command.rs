@@ -1,5 +1,6 @@
 //! The owner's commands as a person types them, against a real broker and a real registry, without a VM.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         a_registry_that_is_not_there_or_an_image_that_is_none_is_one_clear_error,
         the_annotation_of_init_data_is_its_compressed_text,
         a_policy_is_generated_from_what_is_piped,
+        a_pod_as_large_as_they_come_has_a_policy_that_kubernetes_takes,
         a_node_is_installed_below_a_folder_or_only_told_what_would_be_done,
         a_guest_is_measured_as_text_as_it_is_as_json,
         the_doctor_says_the_same_to_people_and_to_programs,
@@ -255,6 +257,56 @@ fn a_policy_is_generated_from_what_is_piped(owner: &Owner) {
     let piped = String::from_utf8(output.stdout).unwrap();
     assert!(piped.contains("cc_init_data"), "{piped}");
     assert_eq!(piped, owner.sealpod([&["policy", "generate", &named][..], &options].concat()));
+}
+
+/// Kubernetes takes 256 KiB of all annotations of an object together.
+fn a_pod_as_large_as_they_come_has_a_policy_that_kubernetes_takes(owner: &Owner) {
+    const MOST: u64 = 256 << 10;
+    let words = |count: usize, word: &dyn Fn(usize) -> Value| (0..count).map(word).collect::<Vec<_>>();
+    let container = |container: usize| {
+        // Nothing that could be compressed.
+        let value = |variable: usize| {
+            let half = |half: usize| {
+                let mut random = DefaultHasher::new();
+                (container, variable, half).hash(&mut random);
+                format!("{:016x}", random.finish())
+            };
+            half(0) + &half(1)
+        };
+        json!({
+            "name": format!("container-{container}"),
+            "image": format!("registry.example/team/service-{container}@sha256:{}", value(1000).repeat(2)),
+            "command": words(10, &|word| json!(format!("--option-{word}={}", value(2000 + word)))),
+            "env": words(100, &|name| json!({"name": format!("VARIABLE_{name}"), "value": value(name)})),
+            "volumeMounts": words(20, &|volume| {
+                json!({"name": format!("volume-{volume}"), "mountPath": format!("/volumes/{volume}")})
+            }),
+            "livenessProbe": {"exec": {"command": ["/bin/check", value(3000)]}},
+        })
+    };
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "large"},
+        "spec": {
+            "runtimeClassName": "sealpod",
+            "containers": words(30, &container),
+            "volumes": words(20, &|volume| {
+                json!({"name": format!("volume-{volume}"), "emptyDir": {"sizeLimit": format!("{}Mi", volume + 1)}})
+            }),
+        },
+    });
+    let named = file(owner, "large.json", manifest.to_string().as_bytes());
+    let sealed = owner.word("large-sealed.json");
+    let options = ["--kbs", "http://broker.example:8080", "--output", &sealed, "--json"];
+    let made = parsed(owner, &[&["policy", "generate", &named][..], &options].concat());
+    let documents = sealpod_pod_policy::documents(&std::fs::read_to_string(&sealed).unwrap()).unwrap();
+    let annotations = documents[0]["metadata"]["annotations"].as_object().unwrap();
+    let lengths = annotations.iter().map(|(name, value)| (name.len() + value.as_str().unwrap().len()) as u64);
+    let all: u64 = lengths.sum();
+    assert!(all >= made[0]["annotation_bytes"].as_u64().unwrap());
+    assert!(all < MOST * 3 / 4, "{all} bytes");
+    // It is one that a guest takes and that says what the pod may.
+    let explained = parsed(owner, &["policy", "explain", &sealed, "--json"]);
+    assert!(explained.to_string().contains("container-29"), "{explained}");
 }
 
 /// The files below a folder, in order.
