@@ -9,7 +9,6 @@ use sealpod_tests::node::namespaces::{self, ADDRESS, End};
 use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri, log_lines};
 use sealpod_tests::{ImageOptions, Node, Owner, repository};
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What `make demo-node` applies.
 const MANIFEST: &str = "deploy/examples/pod.yaml";
@@ -29,13 +28,10 @@ fn main() -> ExitCode {
         }
     };
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
-        let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
         // Whatever was started is dropped with the story, and ends.
         tokio::select! {
             ok = story() => ExitCode::from(u8::from(!ok)),
-            _ = interrupt.recv() => ExitCode::from(130),
-            _ = terminate.recv() => ExitCode::from(143),
+            () = namespaces::asked() => ExitCode::FAILURE,
         }
     })
 }

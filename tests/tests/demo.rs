@@ -32,16 +32,25 @@ struct Demo {
 }
 
 impl Demo {
+    /// `sealpod demo`.
     fn start() -> Self {
+        Self::of(&sealpod(), &["demo", "--report", "report.json"])
+    }
+
+    /// What `make demo-node` runs.
+    fn start_node() -> Self {
+        Self::of(&Command::new(env!("CARGO_BIN_EXE_demo-node")), &[])
+    }
+
+    fn of(tool: &Command, words: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for part in ["tmp", "run"] {
             std::fs::create_dir(folder.path().join(part)).unwrap();
         }
         // Its session has all that it ever starts, whatever becomes of the parents. Under nohup(1) it would ignore SIGHUP.
-        let tool = sealpod();
         let mut demo = Command::new("setsid");
-        demo.args(["env", "--default-signal=HUP"]).arg(tool.get_program()).args(["demo", "--report"]);
-        demo.arg(folder.path().join("report.json"));
+        demo.args(["env", "--default-signal=HUP"]).arg(tool.get_program()).args(words);
+        demo.current_dir(folder.path());
         for (name, value) in tool.get_envs() {
             demo.env(name, value.unwrap());
         }
@@ -129,6 +138,47 @@ fn tells_the_whole_story(mut demo: Demo, began: Instant) {
     assert!(said.contains("a secret of 43 bytes"));
     assert!(said.contains("Hello from a measured VM."));
     demo.assert_nothing_is_left();
+}
+
+#[test]
+fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
+    let before = control_groups();
+    let mut demo = Demo::start_node();
+    let (stdout, stderr) = (demo.child.stdout.take().unwrap(), demo.child.stderr.take().unwrap());
+    let complaints = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
+    let said = std::io::read_to_string(stdout).unwrap();
+    let complaints = complaints.join().unwrap();
+    assert!(demo.child.wait().unwrap().success(), "{said}\n{complaints}");
+    for words in [
+        "   hello | hello from a confidential pod, green",
+        // The policy's words, of which the node is told.
+        "ExecProcess",
+        "the node   GET /v2/guest/hello/blobs/",
+        "the guest  GET /v2/guest/hello/blobs/",
+        "s in all, as it must be",
+    ] {
+        assert!(said.contains(words), "{words:?} was not shown: {said}");
+    }
+    demo.assert_nothing_is_left();
+
+    let mut demo = Demo::start_node();
+    let mut lines = BufReader::new(demo.child.stdout.take().unwrap()).lines();
+    let begun = lines.any(|line| line.unwrap().starts_with("RunPodSandbox"));
+    assert!(begun, "it ended before there was a pod");
+    kill_process_group(demo.pid(), Signal::INT).unwrap();
+    let rest = std::thread::spawn(move || lines.count());
+    let status = demo.child.wait().unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(130), None));
+    rest.join().unwrap();
+    demo.assert_nothing_is_left();
+    assert_eq!(control_groups(), before);
+}
+
+/// Those of pods of demos and tests, in each hierarchy.
+fn control_groups() -> Vec<PathBuf> {
+    let found =
+        Command::new("find").args(["/sys/fs/cgroup", "-path", "*/sealpod-*", "-type", "d"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect()
 }
 
 #[test]

@@ -78,12 +78,16 @@ pub(super) fn parent() -> String {
     format!("/{}", own())
 }
 
-/// Removes them, once the processes have ended.
+/// Removes them, as far as their processes have ended: runc leaves its own to containerd, and whoever is killed leaves all.
 pub(super) fn remove_all() {
-    // runc leaves its own to containerd.
-    for folder in of_pods().into_iter().chain(parents()) {
-        let _ = fs::remove_dir(folder);
-    }
+    parents().iter().for_each(|folder| remove(folder));
+}
+
+fn remove(folder: &Path) {
+    // Its files are the kernel's.
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    folders.filter(|path| path.is_dir()).for_each(|folder| remove(&folder));
+    let _ = fs::remove_dir(folder);
 }
 
 /// Version 2 has one; version 1 one in the folder of each controller.

@@ -1,33 +1,43 @@
 //! Namespaces of a program's own: network, mounts and processes. Nothing of a node in them is seen outside, and nothing
 //! outlives them.
 
+use std::os::fd::IntoRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+use tempfile::TempDir;
+
+use super::control_groups;
 
 /// An address of this machine in its own network, which pods reach through their gateway.
 pub const ADDRESS: &str = "192.0.2.1";
 /// Set in the process that runs inside: the number of the one outside.
 const INSIDE: &str = "SEALPOD_IN_NAMESPACES";
 
-/// The first process inside: it reaps orphans, as every init does, and passes on SIGTERM.
-const INIT: &str = r#"trap 'kill -TERM $child' TERM
-"$@" &
+/// The first process inside: it reaps orphans, as every init does. A shell leaves `&` no input unless it is told to.
+const INIT: &str = r#"exec 3<&0
+"$@" <&3 3<&- &
 child=$!
 wait $child
 code=$?
 while kill -0 $child 2> /dev/null; do wait $child; code=$?; done
 exit $code"#;
 
-/// How the program inside is told that the one outside has ended.
+/// How the program inside is told that the one outside is to end, or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// It is killed, and all of its processes with it.
     Killed,
-    /// It gets SIGTERM, and SIGINT too from a terminal: it has handlers for both, and clears away what it has made.
+    /// [`asked`] is answered, so that it clears away what it has made, undisturbed: signals do not reach it.
     Asked,
 }
+
+/// The signal by which the program outside was asked to end.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// The end of the pipe that it then closes; the other one is the standard input of the program inside.
+static PIPE: AtomicI32 = AtomicI32::new(-1);
 
 /// Runs this program again, in namespaces, and gives its exit code; inside them, makes what they lack and gives none.
 ///
@@ -43,19 +53,58 @@ pub fn enter(end: End) -> Option<ExitCode> {
     crate::busybox();
     let mut unshare = Command::new("unshare");
     unshare.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--propagation", "private"]);
-    unshare.arg(if end == End::Asked { "--kill-child=TERM" } else { "--kill-child" });
-    unshare.args(["/bin/sh", "-c", INIT, "sh"]);
+    unshare.args(["--kill-child", "/bin/sh", "-c", INIT, "sh"]);
     unshare.arg(std::env::current_exe().expect("a program has a path")).args(std::env::args_os().skip(1));
-    // SAFETY: this is one system call, and nothing is allocated.
-    unsafe { unshare.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) };
-    if end == End::Asked {
-        // This process and `unshare`, which inherits it, just wait for the one inside.
-        // SAFETY: a signal is ignored; no handler is installed.
-        unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    // What is mounted in there is gone with the namespaces only, and can be removed then.
+    let folder = TempDir::new().expect("a temporary folder");
+    unshare.env(INSIDE, std::process::id().to_string()).env("TMPDIR", folder.path());
+    match end {
+        // It heeds no other signal while it waits for the first process inside.
+        // SAFETY: this is one system call, and nothing is allocated.
+        End::Killed => unsafe {
+            unshare.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        },
+        End::Asked => {
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
+            unshare.stdin(reader).process_group(0);
+            for signal in [libc::SIGINT, libc::SIGTERM] {
+                // SAFETY: the handler does what is allowed in one: it stores a number and closes a descriptor.
+                unsafe { libc::signal(signal, ask as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+            }
+        }
     }
-    let status =
-        unshare.env(INSIDE, std::process::id().to_string()).status().expect("unshare is part of every Linux");
-    Some(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    let mut inside = unshare.spawn().expect("unshare is part of every Linux");
+    drop(unshare);
+    let status = inside.wait().expect("it is this program's child");
+    // Whatever ran in them is gone.
+    control_groups::remove_all();
+    folder.close().expect("the folder is this program's");
+    let code = match SIGNAL.load(Ordering::Relaxed) {
+        0 => status.code().unwrap_or(1),
+        signal => 128 + signal,
+    };
+    Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Outside: lets the program inside know, once.
+extern "C" fn ask(signal: libc::c_int) {
+    if SIGNAL.swap(signal, Ordering::Relaxed) == 0 {
+        // SAFETY: nobody else has this descriptor.
+        unsafe { libc::close(PIPE.load(Ordering::Relaxed)) };
+    }
+}
+
+/// Inside, with [`End::Asked`]: waits until the program outside is asked to end, or has ended.
+pub async fn asked() {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // Not one of the runtime's, which would wait for it.
+    std::thread::spawn(move || {
+        // Nobody writes.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    let _ = receiver.await;
 }
 
 /// A number that no other such program has, for names that are seen outside all the same.
