@@ -15,6 +15,7 @@ needs=(
   swtpm_setup:swtpm-tools
   docker-registry:docker-registry
   skopeo:skopeo
+  /usr/share/containers/seccomp.json:golang-github-containers-common
   openssl:openssl
   /usr/sbin/mkfs.ext4:e2fsprogs
   /usr/sbin/losetup:mount

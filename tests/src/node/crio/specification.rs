@@ -102,7 +102,8 @@ impl Crio {
                 "cgroupsPath": format!("{}/crio-{id}", control_groups::parent()),
                 "namespaces": namespaces(&pod.network),
                 "maskedPaths": MASKED_PATHS,
-                "readonlyPaths": ["/proc/sys"]
+                "readonlyPaths": ["/proc/sys"],
+                "seccomp": default_filter()
             }
         })
     }
@@ -148,4 +149,34 @@ fn namespaces(network: &PodNetwork) -> Value {
 
 fn bind(destination: &str, source: &str) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": ["rw", "rbind", "rprivate"]})
+}
+
+/// The filter of system calls that CRI-O has for every container: containers/common's, of which rules count by the
+/// container's capabilities and the machine's architecture.
+fn default_filter() -> Value {
+    let profile =
+        std::fs::read_to_string("/usr/share/containers/seccomp.json").expect("skopeo comes with it");
+    let mut profile: Value = serde_json::from_str(&profile).expect("a profile is JSON");
+    let names = |words: &Value| words.as_array().cloned().unwrap_or_default();
+    let is_had = |capability: &Value| CAPABILITIES.iter().any(|had| capability == had);
+    let counts = |rule: &Value| {
+        let architectures = names(&rule["includes"]["arches"]);
+        (architectures.is_empty() || architectures.contains(&"amd64".into()))
+            && names(&rule["includes"]["caps"]).iter().all(is_had)
+            && !names(&rule["excludes"]["caps"]).iter().any(is_had)
+    };
+    let mut rules = names(&profile["syscalls"]);
+    rules.retain(counts);
+    for rule in &mut rules {
+        let rule = rule.as_object_mut().expect("a rule is an object");
+        rule.retain(|name, value| {
+            matches!(&**name, "names" | "action" | "errnoRet" | "args") && !value.is_null()
+        });
+    }
+    json!({
+        "defaultAction": profile["defaultAction"].take(),
+        "defaultErrnoRet": profile["defaultErrnoRet"].take(),
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": rules
+    })
 }
