@@ -37,6 +37,8 @@ needs=(
   /usr/sbin/selabel_lookup:selinux-utils
   /usr/share/selinux/devel/Makefile:selinux-policy-dev
   shellcheck:shellcheck
+  buildah:buildah
+  mmdebstrap:mmdebstrap
   jq:jq
   '/usr/lib/postgresql/*/bin/initdb:postgresql'
   pip3:python3-pip

@@ -24,7 +24,7 @@ use error::Result;
 
 /// Confidential containers: encrypted, signed images in measured VMs on somebody else's machine
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 110)]
+#[command(name = "sealpod", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Start here:
   sealpod doctor      is this machine ready?
   sealpod demo        the whole story in about a minute

@@ -1,4 +1,4 @@
-//! The Containerfiles: what they name is there, and no image runs as root. Building them needs a registry.
+//! The Containerfiles: what they name is there, and no image runs as root. `images.rs` builds them.
 
 use std::path::Path;
 use std::process::Command;
@@ -48,6 +48,8 @@ fn the_compiler_is_the_repositorys() {
     for file in FILES {
         let build = &all(file, "FROM")[0];
         assert!(build.starts_with(&format!("docker.io/library/rust:{channel}-")), "{file}: {build}");
+        // The base image has only what compiling takes; rustup would fetch the rest that the file asks for.
+        assert_eq!(all(file, "ENV"), ["RUSTUP_TOOLCHAIN=$RUST_VERSION"], "{file}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Containers of a pod.
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::Pid;
 use sealpod_tests::ImageOptions;
@@ -33,6 +34,15 @@ pub(crate) async fn exit_codes_times_and_logs_are_true(world: &World) {
         .run(&pod, node.container_config("signal", &world.image(), "sh -c 'kill -KILL $$'; exit $?"))
         .await;
     assert_eq!(status.exit_code, 137);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let script = "until [ -e /tmp/end ]; do sleep 0.1; done; exit 3";
+    let id = node.spawn(&pod, node.container_config("timed", &world.image(), script)).await;
+    let before = now();
+    assert_eq!(node.exec(&id, "touch /tmp/end").await.unwrap().exit_code, 0);
+    let status = node.ended(&id).await;
+    let ended = status.finished_at.unsigned_abs().into();
+    assert_eq!(status.exit_code, 3);
+    assert!((before..now()).contains(&ended), "{ended} is not between {before} and {}", now());
     let mut config = node.container_config("missing", &world.image(), "");
     config.command = vec!["/bin/nothing".into()];
     let id = node.try_create(&pod, config).await.unwrap();
