@@ -404,6 +404,15 @@ impl Node {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// What the shim counts of a container, or of a pod, in containerd's words for control groups.
+    pub fn metrics(&self, id: &str) -> serde_json::Value {
+        let mut ctr = self.ctr();
+        let output = ctr.args(["tasks", "metrics", "--format", "json", id]).output();
+        let output = output.expect("ctr comes with containerd");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON was asked for")
+    }
+
     /// Stops and removes a pod with everything in it, which must work.
     pub async fn remove(&self, pod: &NodePod) {
         let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };

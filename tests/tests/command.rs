@@ -264,7 +264,7 @@ fn a_pod_as_large_as_they_come_has_a_policy_that_kubernetes_takes(owner: &Owner)
     const MOST: u64 = 256 << 10;
     let words = |count: usize, word: &dyn Fn(usize) -> Value| (0..count).map(word).collect::<Vec<_>>();
     let container = |container: usize| {
-        // Nothing that could be compressed.
+        // Nothing that repeats itself.
         let value = |variable: usize| {
             let half = |half: usize| {
                 let mut random = DefaultHasher::new();

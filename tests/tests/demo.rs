@@ -142,7 +142,6 @@ fn tells_the_whole_story(mut demo: Demo, began: Instant) {
 
 #[test]
 fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
-    let before = control_groups();
     let mut demo = Demo::start_node();
     let (stdout, stderr) = (demo.child.stdout.take().unwrap(), demo.child.stderr.take().unwrap());
     let complaints = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
@@ -160,6 +159,7 @@ fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
         assert!(said.contains(words), "{words:?} was not shown: {said}");
     }
     demo.assert_nothing_is_left();
+    assert_eq!(control_groups(&demo), Vec::<PathBuf>::new());
 
     let mut demo = Demo::start_node();
     let mut lines = BufReader::new(demo.child.stdout.take().unwrap()).lines();
@@ -171,13 +171,15 @@ fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
     assert_eq!((status.code(), status.signal()), (Some(130), None));
     rest.join().unwrap();
     demo.assert_nothing_is_left();
-    assert_eq!(control_groups(), before);
+    assert_eq!(control_groups(&demo), Vec::<PathBuf>::new());
 }
 
-/// Those of pods of demos and tests, in each hierarchy.
-fn control_groups() -> Vec<PathBuf> {
-    let found =
-        Command::new("find").args(["/sys/fs/cgroup", "-path", "*/sealpod-*", "-type", "d"]).output().unwrap();
+/// Those of a demo's pods, in each hierarchy.
+fn control_groups(demo: &Demo) -> Vec<PathBuf> {
+    let found = Command::new("find")
+        .args(["/sys/fs/cgroup", "-path", &format!("*/sealpod-tests-{}*", demo.child.id()), "-type", "d"])
+        .output()
+        .unwrap();
     String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect()
 }
 

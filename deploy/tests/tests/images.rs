@@ -3,11 +3,12 @@
 //! No registry is asked: both base images are a Debian that is made here. And nothing is compiled: in the compiler's place
 //! stands a script that gives what the tests' own build has made.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use sealpod_deploy_tests::{repository, run, text};
+use sealpod_deploy_tests::{repository, run, said, text};
 use tempfile::TempDir;
 
 const RELEASE: &str = "bookworm";
@@ -84,7 +85,8 @@ impl Store {
         mmdebstrap.arg(RELEASE).arg(&tar).arg(name(&format!("debian {RELEASE}")));
         mmdebstrap.arg(name(&format!("debian {RELEASE}-updates")));
         mmdebstrap.arg(name(&format!("debian-security {RELEASE}-security")));
-        run(&mut mmdebstrap);
+        let made = run(&mut mmdebstrap);
+        assert!(made.status.success(), "{}", said(&made));
         let container = self.buildah(&["from", "scratch"]);
         self.buildah(&["add", "--quiet", &container, tar.to_str().unwrap(), "/"]);
         self.buildah(&["config", "--cmd", "bash", "--env", PATH, &container]);
@@ -127,15 +129,29 @@ fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()
 }
 
-/// The names and digests of a folder's files, but of the firmware: that is the machine's own distribution's.
-fn digests(listed: &str) -> Vec<String> {
-    let mut lines: Vec<_> = listed.lines().filter(|line| !line.contains("OVMF")).map(str::to_owned).collect();
-    lines.sort();
-    lines
+/// The names of a folder's files with their digests.
+fn digests(listed: &str) -> BTreeMap<&str, &str> {
+    listed.lines().filter_map(|line| line.split_once("  ")).map(|(digest, name)| (name, digest)).collect()
+}
+
+/// Whether programs that were linked here run in Debian 12, whose C library is of version 2.36.
+fn runs_in_bookworm() -> bool {
+    let version = String::from_utf8(run(Command::new("getconf").arg("GNU_LIBC_VERSION")).stdout).unwrap();
+    version
+        .trim()
+        .rsplit('.')
+        .next()
+        .and_then(|minor| minor.parse::<u32>().ok())
+        .is_some_and(|minor| minor <= 36)
 }
 
 #[test]
 fn images_are_built_and_run_as_nobody() {
+    if !runs_in_bookworm() {
+        assert!(std::env::var_os("CI").is_none(), "continuous integration runs on Debian 12");
+        eprintln!("skipped: what was compiled here needs a newer C library than the images' Debian 12 has");
+        return;
+    }
     let store = Store::new();
     store.make_bases();
 
@@ -154,9 +170,16 @@ fn images_are_built_and_run_as_nobody() {
     }
     let said = store.runs(&node, "SEALPOD_ACTION=dance sealpod-node 2>&1 || echo failed: $?");
     assert!(said.contains("SEALPOD_ACTION is \"dance\"") && said.ends_with("failed: 1"), "{said}");
-    // The guest in it is, byte by byte, the one that was made here.
+    // The guest in it is, byte by byte, the one that was made here, unless Debian has had a newer kernel since then, or a
+    // newer firmware.
     let inside = store.runs(&node, "cd /opt/sealpod/guest; sha256sum *");
     let mut outside = Command::new("sh");
     outside.args(["-ec", "sha256sum *"]).current_dir(target().join("guest-image"));
-    assert_eq!(digests(&inside), digests(&String::from_utf8(run(&mut outside).stdout).unwrap()));
+    let outside = String::from_utf8(run(&mut outside).stdout).unwrap();
+    let (inside, outside) = (digests(&inside), digests(&outside));
+    assert!(inside.keys().eq(outside.keys()), "{inside:?} {outside:?}");
+    assert_eq!(inside["agent.rom"], outside["agent.rom"]);
+    if inside["vmlinuz"] == outside["vmlinuz"] {
+        assert_eq!(inside["initrd.cpio.lz4"], outside["initrd.cpio.lz4"]);
+    }
 }

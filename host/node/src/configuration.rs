@@ -22,12 +22,12 @@ guest = {}
 # The authority that certifies emulated TPMs.
 tpm_authority = {}
 
-# What a pod's VM has where not all containers have limits; the overhead (the guest's own memory) is the RuntimeClass's
-# where that is known.
+# What the VM of a pod without limits has, and at least that of one of whose containers some have none. The guest's own
+# memory comes from the RuntimeClass's overhead; here is what it is where the engine does not tell that.
 #memory_mib = 512
 #memory_overhead_mib = 256
 #cpus = 1
-# The encrypted disk for images and files; 0: they are in memory.
+# The encrypted disk for images and files, in /run/sealpod; 0: they are in the VM's memory.
 #ephemeral_disk_mib = 0
 # How long a guest may be silent before its pod has failed.
 #silence_limit_seconds = 30

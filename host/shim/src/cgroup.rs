@@ -11,6 +11,8 @@ const ROOT: &str = "/sys/fs/cgroup";
 const MEMORY_LIMITS: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
 /// Where a group's processor time is limited, by version 2 and version 1.
 const CPU_QUOTAS: [&str; 2] = ["cpu.max", "cpu.cfs_quota_us"];
+/// What is in the name of a pod's own group.
+const POD: &str = "pod";
 /// More than any machine has, in bytes.
 const NO_LIMIT: u64 = 1 << 62;
 
@@ -54,8 +56,12 @@ impl Cgroup {
     }
 
     /// The first words of files of the pod's own group, which holds this one, as far as those are numbers.
+    ///
+    /// It is called `pod` with the UID (kubelet's cgroupfs driver), or a slice so (systemd); any other one is not one pod's.
     fn pods_limits(&self, files: [&'static str; 2]) -> impl Iterator<Item = u64> {
-        let pods = self.folders.iter().filter_map(|folder| folder.parent());
+        let is_pods =
+            |folder: &&Path| folder.file_name().is_some_and(|name| name.to_string_lossy().contains(POD));
+        let pods = self.folders.iter().filter_map(|folder| folder.parent()).filter(is_pods);
         let texts = pods.flat_map(move |pod| files.map(|file| fs::read_to_string(pod.join(file))));
         texts.flatten().filter_map(|text| text.split_whitespace().next()?.parse().ok())
     }
@@ -159,33 +165,37 @@ mod tests {
 
     #[test]
     fn a_limit_of_the_pods_processor_time_is_seen() {
-        let pod = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup { folders: vec![pod.path().join("4f2a")] };
+        let folder = tempfile::Builder::new().prefix("pod").tempdir().unwrap();
+        let cgroup = Cgroup { folders: vec![folder.path().join("4f2a")] };
         for (file, none, some) in
             [("cpu.max", "max 100000\n", "50000 100000\n"), ("cpu.cfs_quota_us", "-1\n", "50000\n")]
         {
-            fs::write(pod.path().join(file), none).unwrap();
+            fs::write(folder.path().join(file), none).unwrap();
             assert!(!cgroup.pods_cpu_is_limited(), "{file}");
-            fs::write(pod.path().join(file), some).unwrap();
+            fs::write(folder.path().join(file), some).unwrap();
             assert!(cgroup.pods_cpu_is_limited(), "{file}");
-            fs::remove_file(pod.path().join(file)).unwrap();
+            fs::remove_file(folder.path().join(file)).unwrap();
         }
     }
 
     #[test]
     fn a_limit_of_the_pods_memory_is_seen() {
-        let pod = tempfile::tempdir().unwrap();
-        let cgroup = Cgroup { folders: vec![pod.path().join("4f2a")] };
+        let folder = tempfile::Builder::new().prefix("pod").tempdir().unwrap();
+        let cgroup = Cgroup { folders: vec![folder.path().join("4f2a")] };
         assert_eq!(cgroup.pods_memory_limit(), None);
         for (file, none, some) in [
             ("memory.max", "max\n", "1048576\n"),
             ("memory.limit_in_bytes", "9223372036854771712\n", "1048576\n"),
         ] {
-            fs::write(pod.path().join(file), none).unwrap();
+            fs::write(folder.path().join(file), none).unwrap();
             assert_eq!(cgroup.pods_memory_limit(), None, "{file}");
-            fs::write(pod.path().join(file), some).unwrap();
+            fs::write(folder.path().join(file), some).unwrap();
             assert_eq!(cgroup.pods_memory_limit(), Some(1 << 20), "{file}");
-            fs::remove_file(pod.path().join(file)).unwrap();
+            let shared = folder.path().join("4f2a/9e1b");
+            std::fs::create_dir_all(shared.parent().unwrap()).unwrap();
+            std::fs::write(folder.path().join("4f2a").join(file), some).unwrap();
+            assert_eq!(Cgroup { folders: vec![shared] }.pods_memory_limit(), None, "not a pod's");
+            fs::remove_file(folder.path().join(file)).unwrap();
         }
     }
 

@@ -7,6 +7,8 @@ use crate::specification::PodSpecification;
 
 /// What QEMU and the TPM take beside the VM's memory, in MiB. Emulation keeps translated instructions in it, too.
 const HOSTS_MIB: u32 = 128;
+/// What the host's page tables take for each GiB of the VM's memory, in MiB: QEMU's own, and as much for the guest's.
+const TABLES_MIB: u32 = 4;
 /// What a guest takes before it has a container, in MiB.
 const LEAST_GUESTS_MIB: u32 = 128;
 /// Control groups count whole pages, so that a limit may be less than what was written, by less than this, in bytes.
@@ -29,15 +31,18 @@ pub(crate) fn of_vm(
 /// soon as its guest used its memory. That is the containers' limits and the RuntimeClass's overhead, and kubelet allows
 /// so much where all containers have a limit.
 ///
-/// Elsewhere the same is put together here, but is no less than what the node's administrator gives pods without limits.
+/// Elsewhere nothing is killed for its size. The same is put together here, but is no less than what the node's administrator
+/// gives pods without limits.
 fn memory_mib(config: &Config, wanted: &PodSpecification, pods_limit: Option<u64>) -> Result<u32, Error> {
     if let Some(limit) = pods_limit {
         let overhead = limit.saturating_sub(wanted.memory_bytes.unwrap_or_default());
         guests_mib(overhead)?;
-        return guests_mib(limit);
+        let guests_mib = guests_mib(limit)?;
+        return Ok(guests_mib - guests_mib / 1024 * TABLES_MIB);
     }
     let Some(limits) = wanted.memory_bytes else { return Ok(config.memory_mib) };
-    let guests_mib = wanted.overhead_bytes.map_or(Ok(config.memory_overhead_mib), guests_mib)?;
+    let of_overhead = wanted.overhead_bytes.and_then(|bytes| guests_mib(bytes).ok());
+    let guests_mib = of_overhead.unwrap_or(config.memory_overhead_mib);
     Ok(mib(limits.div_ceil(1 << 20)).saturating_add(guests_mib).max(config.memory_mib))
 }
 
@@ -47,8 +52,8 @@ fn guests_mib(bytes: u64) -> Result<u32, Error> {
     let guests_mib = given_mib.checked_sub(HOSTS_MIB).filter(|mib| *mib >= LEAST_GUESTS_MIB);
     guests_mib.ok_or_else(|| {
         Error::Invalid(format!(
-            "the RuntimeClass's overhead: expected memory of {} MiB or more, got {given_mib} MiB; hint: the guest, QEMU and \
-             the TPM take that beside the containers; set overhead.podFixed.memory in the RuntimeClass",
+            "the RuntimeClass's overhead in the pod's limit: expected memory of {} MiB or more, got {given_mib} MiB; hint: the \
+             guest, QEMU and the TPM take that beside the containers; set overhead.podFixed.memory in the RuntimeClass",
             HOSTS_MIB + LEAST_GUESTS_MIB
         ))
     })
@@ -95,7 +100,9 @@ mod tests {
             (16 * MIB, (16 + 256) * MIB, 16 + 128),
             (64 * MIB, (64 + 1024) * MIB, 64 + 896),
             // Not a whole number of pages.
-            (64 * MIB + 1, (64 + 384) * MIB, 64 + 256),
+            (64 * MIB + 1, (64 + 256) * MIB, 64 + 128),
+            // A large VM has large page tables, which are the host's.
+            (16 << 30, (16 << 30) + 384 * MIB, (16 << 10) + 256 - 64),
         ] {
             assert_eq!(
                 memory(Some(limits), None, Some(pods_limit)).unwrap(),
@@ -107,6 +114,8 @@ mod tests {
         assert_eq!(memory(None, None, Some(512 * MIB)).unwrap(), 384);
         // What an engine says, where kubelet limits nothing.
         assert_eq!(memory(Some(1024 * MIB), Some(512 * MIB), None).unwrap(), 1024 + 384);
+        let of_config = 1024 + Config::default().memory_overhead_mib;
+        assert_eq!(memory(Some(1024 * MIB), Some(MIB), None).unwrap(), of_config, "too little to be meant");
     }
 
     #[test]

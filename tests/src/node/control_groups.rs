@@ -38,6 +38,19 @@ impl Limited {
         limited
     }
 
+    /// The most memory that it has held, in bytes.
+    ///
+    /// # Panics
+    ///
+    /// Where the kernel does not say.
+    pub fn most_memory(&self) -> u64 {
+        let files = ["memory.max_usage_in_bytes", "memory.peak"];
+        let paths =
+            parents().into_iter().flat_map(|parent| files.map(|file| parent.join(&self.name).join(file)));
+        let mut texts = paths.filter_map(|path| fs::read_to_string(path).ok());
+        texts.next().and_then(|text| text.trim().parse().ok()).expect("the kernel counts it")
+    }
+
     /// CRI's `cgroup_parent`.
     pub fn as_parent(&self) -> String {
         format!("{}/{}", parent(), self.name)

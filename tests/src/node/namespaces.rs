@@ -3,7 +3,7 @@
 
 use std::os::fd::IntoRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -62,15 +62,24 @@ pub fn enter(end: End) -> Option<ExitCode> {
         // It heeds no other signal while it waits for the first process inside.
         // SAFETY: this is one system call, and nothing is allocated.
         End::Killed => unsafe {
-            unshare.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+            unshare
+                .stdin(Stdio::null())
+                .pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         },
         End::Asked => {
             let (reader, writer) = std::io::pipe().expect("a pipe");
             PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
             unshare.stdin(reader).process_group(0);
-            for signal in [libc::SIGINT, libc::SIGTERM] {
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
                 // SAFETY: the handler does what is allowed in one: it stores a number and closes a descriptor.
-                unsafe { libc::signal(signal, ask as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+                unsafe {
+                    let before =
+                        libc::signal(signal, ask as extern "C" fn(libc::c_int) as libc::sighandler_t);
+                    // As nohup(1) wants it.
+                    if before == libc::SIG_IGN {
+                        libc::signal(signal, before);
+                    }
+                }
             }
         }
     }

@@ -155,7 +155,7 @@ fn bind(destination: &str, source: &str) -> Value {
 /// container's capabilities and the machine's architecture.
 fn default_filter() -> Value {
     let profile =
-        std::fs::read_to_string("/usr/share/containers/seccomp.json").expect("skopeo comes with it");
+        std::fs::read_to_string("/usr/share/containers/seccomp.json").expect("`make setup` installs it");
     let mut profile: Value = serde_json::from_str(&profile).expect("a profile is JSON");
     let names = |words: &Value| words.as_array().cloned().unwrap_or_default();
     let is_had = |capability: &Value| CAPABILITIES.iter().any(|had| capability == had);
