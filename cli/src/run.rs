@@ -51,7 +51,8 @@ pub(crate) struct RunArgs {
     /// The VM's memory, as 512M or 2G
     #[arg(short, long, default_value = "512M", value_parser = parse_memory)]
     memory: u32,
-    /// Give the pod a disk of this size for its files, encrypted under a key that only the guest has, as 2G
+    /// Give the pod a disk of this size for its files, encrypted under a key that only the guest has, as 2G; it is in
+    /// $TMPDIR, or else in /var/tmp
     #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
     disk: Option<u32>,
     /// The VM's processors
@@ -303,6 +304,7 @@ async fn start_sandbox(args: &RunArgs, guest: GuestImage, report: &mut Report) -
         memory_mib: args.memory,
         cpus: args.cpus,
         ephemeral_disk_mib: args.disk.unwrap_or_default(),
+        ephemeral_disk_folder: disk_folder(),
         accelerator: args.accelerator,
         tpm: Tpm::Emulated { authority },
         network: Network::User { ports: args.ports.clone() },
@@ -379,6 +381,11 @@ fn random_name() -> Result<String> {
 
 fn parse_memory(text: &str) -> std::result::Result<u32, String> {
     parse_size(text).and_then(|size| if size >= 256 { Ok(size) } else { Err("at least 256M".to_owned()) })
+}
+
+/// Where people want temporary files, or where large ones are (file-hierarchy(7)).
+fn disk_folder() -> PathBuf {
+    std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()).unwrap_or_else(|| "/var/tmp".into()).into()
 }
 
 fn parse_disk(text: &str) -> std::result::Result<u32, String> {

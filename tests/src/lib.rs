@@ -52,6 +52,24 @@ pub fn sealpod() -> Command {
     command
 }
 
+/// The ephemeral disks of VMs of whose processes' command lines this is a part: QEMU alone has the files, which have no
+/// names.
+pub fn ephemeral_disks(part: &str) -> Vec<PathBuf> {
+    let links =
+        |folder: &str| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_vm = |process: &PathBuf| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("qemu-system-") && line.contains("id=ephemeral") && line.contains(part)
+    };
+    let is_disk = |file: &PathBuf| {
+        let target = std::fs::read_link(file).unwrap_or_default().to_string_lossy().into_owned();
+        target.ends_with(" (deleted)") && !target.starts_with("/memfd:") && file.is_file()
+    };
+    let disk = |process: PathBuf| links(&process.join("fd").to_string_lossy()).find(is_disk);
+    links("/proc").filter(is_vm).filter_map(disk).collect()
+}
+
 /// Asserts that no process has a path of this folder on its command line.
 ///
 /// # Panics

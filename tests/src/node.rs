@@ -468,7 +468,11 @@ impl Drop for Node {
 
 /// The shim's configuration, whichever engine starts it.
 fn shim_configuration(tpm_authority: &Path) -> String {
-    format!("guest = {:?}\ntpm_authority = {tpm_authority:?}\naccelerator = \"tcg\"\n", guest())
+    let disks = tpm_authority.with_file_name("disks");
+    format!(
+        "guest = {:?}\ntpm_authority = {tpm_authority:?}\nephemeral_disk_folder = {disks:?}\naccelerator = \"tcg\"\n",
+        guest()
+    )
 }
 
 /// That of a pod with a name.

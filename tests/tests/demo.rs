@@ -47,9 +47,10 @@ impl Demo {
         for part in ["tmp", "run"] {
             std::fs::create_dir(folder.path().join(part)).unwrap();
         }
-        // Its session has all that it ever starts, whatever becomes of the parents. Under nohup(1) it would ignore SIGHUP.
+        // Its session has all that it ever starts, whatever becomes of the parents. Under nohup(1) it would ignore SIGHUP, and
+        // in the background of a script SIGINT.
         let mut demo = Command::new("setsid");
-        demo.args(["env", "--default-signal=HUP"]).arg(tool.get_program()).args(words);
+        demo.args(["env", "--default-signal=HUP,INT"]).arg(tool.get_program()).args(words);
         demo.current_dir(folder.path());
         for (name, value) in tool.get_envs() {
             demo.env(name, value.unwrap());

@@ -27,8 +27,9 @@ tpm_authority = {}
 #memory_mib = 512
 #memory_overhead_mib = 256
 #cpus = 1
-# The encrypted disk for images and files, in /run/sealpod; 0: they are in the VM's memory.
+# The encrypted disk for images and files, and on whose file system it is; 0: they are in the VM's memory.
 #ephemeral_disk_mib = 0
+#ephemeral_disk_folder = {}
 # How long a guest may be silent before its pod has failed.
 #silence_limit_seconds = 30
 # auto, kvm or tcg.
@@ -36,6 +37,7 @@ tpm_authority = {}
 ",
         string(places.guest()),
         string(places.data.join("tpm-authority")),
+        string(places.data.join("disks")),
     )
 }
 

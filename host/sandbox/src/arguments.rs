@@ -1,6 +1,7 @@
 //! QEMU's command line.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) network: Cards<'a>,
     /// The VM's own copy of the firmware's variables, where it has firmware.
     pub(crate) variables: Option<PathBuf>,
-    pub(crate) disk: Option<PathBuf>,
+    pub(crate) disk: Option<RawFd>,
     /// The size of the agent's ROM.
     pub(crate) rom_bytes: u64,
     /// Sockets on which this process listens, or swtpm does.
@@ -80,12 +81,15 @@ impl Machine<'_> {
             arguments.words(["-chardev"]).option("socket,id=tpm,path=", tpm, "");
             arguments.words(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
         }
-        if let Some(disk) = &self.disk {
-            // Where this machine has no room left, the guest gets an error. By default the VM would stop until there is.
-            let options = format!(
-                ",if=none,id={EPHEMERAL},format=raw,cache=unsafe,discard=unmap,werror=report,rerror=report"
+        if let Some(disk) = self.disk {
+            arguments.words(["-add-fd", &format!("fd={disk},set=1")]);
+            // Where this machine has no room left, the guest gets an error. By default the VM would stop until there is; and
+            // QEMU would open the file for reading first, for which it has no descriptor.
+            let drive = format!(
+                "file=/dev/fdset/1,auto-read-only=off,if=none,id={EPHEMERAL},format=raw,cache=unsafe,discard=unmap,\
+                 werror=report,rerror=report"
             );
-            arguments.words(["-drive"]).option("file=", disk, &options);
+            arguments.words(["-drive", &drive]);
             let device = format!("virtio-blk-pci,drive={EPHEMERAL},serial={EPHEMERAL}");
             arguments.words(["-device", &device]);
         }
@@ -309,7 +313,7 @@ mod tests {
         let ports = ["8080:80", "[::1]:8443:443"].map(|port| port.parse().unwrap());
         let machine = Machine {
             tpm: Some("/run/tpm.sock".into()),
-            disk: Some("/run/disk.img".into()),
+            disk: Some(7),
             network: Cards::User { ports: &ports },
             ..machine(&config)
         };
@@ -320,7 +324,7 @@ mod tests {
             line.ends_with(
                 "-chardev socket,id=tpm,path=/run/tpm.sock -tpmdev emulator,id=tpm0,chardev=tpm \
                  -device tpm-crb,tpmdev=tpm0 \
-                 -drive file=/run/disk.img,if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,\
+                 -add-fd fd=7,set=1 -drive file=/dev/fdset/1,auto-read-only=off,if=none,id=ephemeral,format=raw,cache=unsafe,discard=unmap,\
                  werror=report,rerror=report \
                  -device virtio-blk-pci,drive=ephemeral,serial=ephemeral"
             ),

@@ -26,6 +26,8 @@ pub struct SandboxConfig {
     pub cpus: u32,
     /// Size of a disk that lives as long as the VM, in MiB; none if 0.
     pub ephemeral_disk_mib: u32,
+    /// Where that disk's file is. It has no name there, and is gone with the VM.
+    pub ephemeral_disk_folder: PathBuf,
     /// Whether disks can be plugged while it runs.
     pub pluggable_disks: bool,
     /// Who executes the guest's instructions.
@@ -61,6 +63,8 @@ impl SandboxConfig {
             memory_file: None,
             cpus: 1,
             ephemeral_disk_mib: 0,
+            // What is there may be large, as opposed to /tmp (file-hierarchy(7)).
+            ephemeral_disk_folder: "/var/tmp".into(),
             pluggable_disks: false,
             accelerator: Accelerator::Auto,
             tpm: Tpm::None,

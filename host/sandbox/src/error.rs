@@ -135,7 +135,7 @@ impl Error {
                     .into()
             }
             Self::Disk { .. } => {
-                "make room, or set XDG_RUNTIME_DIR to a folder with more of it: the disk grows as it is used"
+                "make room where it is, in TMPDIR or /var/tmp, for pods in the shim's ephemeral_disk_folder: it grows as it is used"
                     .into()
             }
             Self::Io { .. } | Self::Tpm { .. } | Self::TpmEnded { .. } => {

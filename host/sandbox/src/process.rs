@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -220,6 +220,24 @@ pub(crate) fn join_cgroups(procs: &[PathBuf]) -> Result<Vec<Step>, Error> {
         Ok(unsafe { Step::new(failure, enter) })
     };
     procs.iter().map(step).collect()
+}
+
+/// Steps by which a child keeps descriptors, under the same numbers. They must stay open until the child has begun.
+pub(crate) fn keep<'a>(descriptors: impl IntoIterator<Item = BorrowedFd<'a>>, failure: &str) -> Vec<Step> {
+    let step = |descriptor: BorrowedFd<'_>| {
+        // By number: the child has copies of all descriptors, under the same numbers.
+        let number = descriptor.as_raw_fd();
+        let keep = move || {
+            // SAFETY: changes a flag of a descriptor that the caller keeps open.
+            match unsafe { libc::fcntl(number, libc::F_SETFD, 0) } {
+                0.. => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: this is one system call, and nothing is allocated.
+        unsafe { Step::new(failure, keep) }
+    };
+    descriptors.into_iter().map(step).collect()
 }
 
 /// A command without standard input, whose outputs go nowhere unless redirected.

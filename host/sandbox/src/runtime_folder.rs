@@ -1,4 +1,4 @@
-//! A VM's own folder: sockets, the firmware's variables, the TPM's state, the ephemeral disk.
+//! A VM's own folder: sockets, the firmware's variables, the TPM's state.
 
 use std::fs::{self, File};
 use std::io;
@@ -118,7 +118,7 @@ mod tests {
     fn leave(base: &Path, name: &str) -> PathBuf {
         let path = base.join(name);
         fs::create_dir(&path).unwrap();
-        fs::write(path.join("disk.img"), "left").unwrap();
+        fs::write(path.join("vars.fd"), "left").unwrap();
         File::create(path.join(LOCK)).unwrap();
         path
     }

@@ -1,6 +1,8 @@
 //! A running machine: QEMU, its TPM, its console, and the folder that goes with them.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -82,8 +84,10 @@ impl Vm {
         qemu.args(&prepared.arguments).stderr(Stdio::piped());
         let mut steps = process::join_cgroups(&config.cgroup_procs)?;
         if let Some(namespace) = &prepared.namespace {
-            steps.push(namespace.enter_in_child()?);
+            steps.extend(namespace.steps_of_child()?);
         }
+        let disk = prepared.disk.iter().map(AsFd::as_fd);
+        steps.extend(process::keep(disk, "QEMU cannot keep the ephemeral disk"));
         let spawned = Instant::now();
         let mut qemu = Process::start("QEMU", qemu, steps)?;
         if let Some(namespace) = &mut prepared.namespace {
@@ -222,6 +226,7 @@ impl Vm {
 /// What a machine needs before it starts.
 struct Prepared {
     arguments: Vec<OsString>,
+    disk: Option<File>,
     console: UnixListener,
     qmp: UnixListener,
     channel: Channel,
@@ -237,7 +242,7 @@ impl Prepared {
         folder: &RuntimeFolder,
     ) -> Result<Self, Error> {
         let variables = config.firmware.then(|| copy_variables(config, folder)).transpose()?;
-        let disk = (config.ephemeral_disk_mib > 0).then(|| make_disk(config, folder)).transpose()?;
+        let disk = (config.ephemeral_disk_mib > 0).then(|| make_disk(config)).transpose()?;
         // This process listens and QEMU connects, so that nothing is written before somebody reads.
         let (console, qmp) = (folder.join("console.sock"), folder.join("qmp.sock"));
         let (channel, agent) = Channel::prepare(config, &folder.join("agent.sock"))?;
@@ -254,7 +259,7 @@ impl Prepared {
             hypervisor,
             network,
             variables,
-            disk,
+            disk: disk.as_ref().map(AsRawFd::as_raw_fd),
             rom_bytes,
             console,
             qmp,
@@ -263,7 +268,7 @@ impl Prepared {
         };
         let arguments = machine.arguments();
         tracing::debug!(?arguments, "QEMU's command line");
-        Ok(Self { arguments, console: listeners.0, qmp: listeners.1, channel, ports, namespace })
+        Ok(Self { arguments, disk, console: listeners.0, qmp: listeners.1, channel, ports, namespace })
     }
 }
 
@@ -282,13 +287,15 @@ fn copy_variables(config: &SandboxConfig, folder: &RuntimeFolder) -> Result<Path
     Ok(copy)
 }
 
-/// A file with a size and no content.
-fn make_disk(config: &SandboxConfig, folder: &RuntimeFolder) -> Result<PathBuf, Error> {
-    let path = folder.join("disk.img");
+/// A file with a size, no content and no name, so that nothing is left of it, however this process ends.
+fn make_disk(config: &SandboxConfig) -> Result<File, Error> {
     let bytes = u64::from(config.ephemeral_disk_mib) << 20;
-    let made = std::fs::File::create(&path).and_then(|file| file.set_len(bytes));
-    made.map_err(Error::io("cannot make the ephemeral disk"))?;
-    Ok(path)
+    let made = tempfile::tempfile_in(&config.ephemeral_disk_folder).and_then(|file| {
+        file.set_len(bytes)?;
+        Ok(file)
+    });
+    let folder = config.ephemeral_disk_folder.display();
+    made.map_err(Error::io(format!("cannot make the ephemeral disk in {folder}")))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, Error> {

@@ -64,6 +64,22 @@ async fn a_guest_that_dies_is_reported_with_its_last_words_and_leaves_nothing() 
     assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
 }
 
+#[tokio::test]
+async fn a_disk_without_a_place_is_refused_by_its_name_and_leaves_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let disk = SandboxConfig {
+        firmware: false,
+        ephemeral_disk_mib: 64,
+        ephemeral_disk_folder: "/nowhere".into(),
+        ..SandboxConfig::new(guest())
+    };
+
+    let error = Sandbox::start(disk).await.unwrap_err();
+
+    assert!(error.to_string().contains("cannot make the ephemeral disk in /nowhere"), "{error}");
+    assert_eq!(runtime_folders(), Vec::<PathBuf>::new());
+}
+
 /// The agent is no part of the measurement; what is, says which one it must be.
 #[tokio::test]
 async fn a_guest_whose_agent_was_altered_does_not_start() {

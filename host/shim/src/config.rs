@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// The size of the encrypted disk for images and files, in MiB; 0 for none, then they are in memory.
     pub(crate) ephemeral_disk_mib: u32,
+    /// The folder on whose file system that disk is, without a name; made if it is missing.
+    pub(crate) ephemeral_disk_folder: PathBuf,
     /// How long a guest may be silent before its pod has failed, in seconds.
     pub(crate) silence_limit_seconds: NonZero<u32>,
     /// auto, kvm or tcg.
@@ -53,6 +55,7 @@ impl Default for Config {
             memory_overhead_mib: 256,
             cpus: 1,
             ephemeral_disk_mib: 0,
+            ephemeral_disk_folder: "/var/lib/sealpod/disks".into(),
             silence_limit_seconds: const { NonZero::new(30).unwrap() },
             accelerator: "auto".into(),
         }

@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::events::Events;
 use crate::forward;
+use crate::launch;
 use crate::number::Number;
 use crate::process::{Exit, KILLED, Process};
 use crate::size;
@@ -503,11 +504,15 @@ async fn boot(config: &Config, wanted: &PodSpecification, cgroup: &Cgroup) -> Re
     if let Some(parent) = Path::new(&config.tpm_authority).parent() {
         std::fs::create_dir_all(parent).map_err(Error::io(format!("cannot make {}", parent.display())))?;
     }
+    if config.ephemeral_disk_mib > 0 {
+        launch::make_folder(&config.ephemeral_disk_folder)?;
+    }
     let (memory_mib, cpus) = size::of_vm(config, wanted, cgroup)?;
     let sandbox = Sandbox::start(SandboxConfig {
         memory_mib,
         cpus,
         ephemeral_disk_mib: config.ephemeral_disk_mib,
+        ephemeral_disk_folder: config.ephemeral_disk_folder.clone(),
         answer_limit: Duration::from_secs(config.silence_limit_seconds.get().into()),
         pluggable_disks: true,
         accelerator: config.accelerator()?,

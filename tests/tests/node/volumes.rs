@@ -4,8 +4,8 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sealpod_tests::Node;
 use sealpod_tests::node::{NodePod, RUNTIME, cri};
+use sealpod_tests::{Node, ephemeral_disks};
 
 use crate::world::World;
 
@@ -145,12 +145,6 @@ pub(crate) async fn empty_volumes_are_shared_and_bounded(world: &World) {
     assert!(lines.iter().any(|line| line.contains("No space left on device")), "{lines:?}");
 }
 
-/// Files of VMs' ephemeral disks.
-fn ephemeral_disks() -> Vec<PathBuf> {
-    let found = Command::new("find").args(["/run/sealpod", "-name", "disk.img"]).output().unwrap();
-    String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect()
-}
-
 pub(crate) async fn an_empty_volume_larger_than_the_memory_is_on_a_disk_that_shows_nothing(world: &World) {
     let node = world.node().await;
     let config = std::fs::read_to_string(node.path("shim.toml")).unwrap();
@@ -171,14 +165,16 @@ pub(crate) async fn an_empty_volume_larger_than_the_memory_is_on_a_disk_that_sho
     let (status, lines) = node.run(&pod, config).await;
     assert_eq!((status.exit_code, &lines[1].text), (0, &lines[0].text), "{lines:?}");
 
-    let disks = ephemeral_disks();
+    let disks = ephemeral_disks("");
     let [disk] = disks.as_slice() else { panic!("expected one: {disks:?}") };
+    let place = std::fs::read_link(disk).unwrap();
+    assert!(place.starts_with(world.owner().path("disks")), "{place:?}");
     let content = std::fs::read(disk).unwrap();
     assert!(content.iter().filter(|byte| **byte != 0).count() > 8 << 20, "the disk is hardly used");
     let plain = b"plain to see\nplain to see";
     assert!(!content.chunks(4096).any(|page| page.windows(plain.len()).any(|part| part == plain)));
     node.remove(&pod).await;
-    assert_eq!(ephemeral_disks(), Vec::<PathBuf>::new());
+    assert_eq!(ephemeral_disks(""), Vec::<PathBuf>::new());
 }
 
 /// A pod of `sealpod policy generate`: the annotation says limits that the policy demands, and the message is not allowed.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sealpod_tests::{InitData, Owner, assert_no_process_mentions, guest};
+use sealpod_tests::{InitData, Owner, assert_no_process_mentions, ephemeral_disks, guest};
 use serde_json::Value;
 
 use crate::world::World;
@@ -302,8 +302,10 @@ pub(crate) fn an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothin
     run.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
     assert_eq!(text(&said), "408944640\n");
 
-    let folders = entries(&place.folder.join("run"));
-    let disk = folders.iter().map(|folder| folder.join("disk.img")).find(|disk| disk.is_file()).unwrap();
+    let disks = ephemeral_disks(&place.folder.display().to_string());
+    let [disk] = disks.as_slice() else { panic!("expected one: {disks:?}") };
+    let file = std::fs::read_link(disk).unwrap();
+    assert!(file.starts_with(place.folder.join("tmp")), "{file:?}");
     let content = std::fs::read(disk).unwrap();
     assert!(content.iter().filter(|byte| **byte != 0).count() > 64 << 20, "the disk is hardly used");
     let plain = b"plain to see plain to see";
@@ -313,7 +315,7 @@ pub(crate) fn an_image_larger_than_the_memory_runs_from_a_disk_that_shows_nothin
     place.assert_nothing_is_left();
 
     // Where this machine has no room for what the guest writes, that is an error, and nothing stands still.
-    let small = "mount -t tmpfs -o size=32M none \"$XDG_RUNTIME_DIR\" && exec \"$0\" \"$@\"";
+    let small = "mount -t tmpfs -o size=32M none \"$TMPDIR\" && exec \"$0\" \"$@\"";
     let words = ["run", "--memory", "384M", "--disk", "1G", "--init-data", &init_data];
     let mut run = place.command_by(&["unshare", "--mount", "sh", "-c", small], words);
     let output = run.arg(&image).args(["--", "/bin/true"]).output().unwrap();

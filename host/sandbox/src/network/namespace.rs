@@ -20,7 +20,7 @@ use super::interfaces::Found;
 use super::loopback::{Heard, Loopback};
 use super::netlink::Netlink;
 use crate::error::Error;
-use crate::process::Step;
+use crate::process::{self, Step};
 
 pub use error::NamespaceError;
 
@@ -80,23 +80,15 @@ impl Namespace {
     }
 
     /// What a child does before it becomes QEMU: it enters the namespace and keeps the taps.
-    pub(crate) fn enter_in_child(&self) -> Result<Step, Error> {
+    pub(crate) fn steps_of_child(&self) -> Result<Vec<Step>, Error> {
         let cannot = "QEMU cannot enter the pod's network namespace";
         let namespace = self.descriptor.try_clone().map_err(Error::io(cannot))?;
-        // By number: the child has copies of all descriptors, under the same numbers.
-        let taps: Vec<_> = self.taps.iter().map(AsRawFd::as_raw_fd).collect();
-        let enter = move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            for tap in &taps {
-                // SAFETY: changes a flag of a descriptor that `Namespace` keeps open until the child has begun.
-                if unsafe { libc::fcntl(*tap, libc::F_SETFD, 0) } < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: these are system calls, and nothing is allocated.
-        Ok(unsafe { Step::new(cannot, enter) })
+        let enter =
+            move || Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?);
+        // SAFETY: this is one system call, and nothing is allocated.
+        let mut steps = vec![unsafe { Step::new(cannot, enter) }];
+        steps.extend(process::keep(self.taps.iter().map(AsFd::as_fd), "QEMU cannot keep the pod's taps"));
+        Ok(steps)
     }
 
     /// Leaves the taps to the child that has them now, so that they vanish with it.
