@@ -300,16 +300,18 @@ async fn start_container(
 async fn start_sandbox(args: &RunArgs, guest: GuestImage, report: &mut Report) -> Result<Sandbox> {
     let progress = Progress::start("booting the VM");
     let authority = args.tpm_authority.clone().unwrap_or_else(|| data_folder().join("tpm-authority"));
+    let defaults = SandboxConfig::new(guest);
+    let disk_folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
     let config = SandboxConfig {
         memory_mib: args.memory,
         cpus: args.cpus,
         ephemeral_disk_mib: args.disk.unwrap_or_default(),
-        ephemeral_disk_folder: disk_folder(),
+        ephemeral_disk_folder: disk_folder.map_or(defaults.ephemeral_disk_folder, PathBuf::from),
         accelerator: args.accelerator,
         tpm: Tpm::Emulated { authority },
         network: Network::User { ports: args.ports.clone() },
         answer_limit: args.answer_limit.map_or(ANSWER_LIMIT, |seconds| Duration::from_secs(seconds.into())),
-        ..SandboxConfig::new(guest)
+        ..defaults
     };
     let sandbox = Sandbox::start(config).await?;
     drop(progress);
@@ -381,11 +383,6 @@ fn random_name() -> Result<String> {
 
 fn parse_memory(text: &str) -> std::result::Result<u32, String> {
     parse_size(text).and_then(|size| if size >= 256 { Ok(size) } else { Err("at least 256M".to_owned()) })
-}
-
-/// Where people want temporary files, or where large ones are (file-hierarchy(7)).
-fn disk_folder() -> PathBuf {
-    std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()).unwrap_or_else(|| "/var/tmp".into()).into()
 }
 
 fn parse_disk(text: &str) -> std::result::Result<u32, String> {

@@ -31,7 +31,10 @@ fn main() -> ExitCode {
         // Whatever was started is dropped with the story, and ends.
         tokio::select! {
             ok = story() => ExitCode::from(u8::from(!ok)),
-            () = namespaces::asked() => ExitCode::FAILURE,
+            () = namespaces::asked() => {
+                eprintln!("error: interrupted");
+                ExitCode::FAILURE
+            }
         }
     })
 }

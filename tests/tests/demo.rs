@@ -64,6 +64,16 @@ impl Demo {
         Pid::from_raw(self.child.id().cast_signed()).unwrap()
     }
 
+    /// What it says up to its end, which must be a good one.
+    fn told(&mut self) -> String {
+        let (stdout, stderr) = (self.child.stdout.take().unwrap(), self.child.stderr.take().unwrap());
+        let complaints = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
+        let said = std::io::read_to_string(stdout).unwrap();
+        let complaints = complaints.join().unwrap();
+        assert!(self.child.wait().unwrap().success(), "{said}\n{complaints}");
+        said
+    }
+
     /// The command lines of what it started and what runs.
     fn session(&self) -> Vec<String> {
         let session = self.child.id().to_string();
@@ -82,6 +92,10 @@ impl Demo {
             let left: Vec<PathBuf> = left.map(|entry| entry.unwrap().path()).collect();
             assert_eq!(left, Vec::<PathBuf>::new(), "left behind");
         }
+        // Those of its pods, in each hierarchy.
+        let named = format!("*/sealpod-tests-{}*", self.child.id());
+        let groups = Command::new("find").args(["/sys/fs/cgroup", "-path", &named]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&groups.stdout), "", "left behind");
     }
 }
 
@@ -107,12 +121,7 @@ fn two_demos_at_once_do_what_they_say_and_leave_nothing_behind() {
 }
 
 fn tells_the_whole_story(mut demo: Demo, began: Instant) {
-    let (stdout, stderr) = (demo.child.stdout.take().unwrap(), demo.child.stderr.take().unwrap());
-    let complaints = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
-    let said = std::io::read_to_string(stdout).unwrap();
-    let complaints = complaints.join().unwrap();
-    let status = demo.child.wait().unwrap();
-    assert!(status.success(), "{said}\n{complaints}");
+    let said = demo.told();
     // Each of the two has half of the machine.
     assert!(began.elapsed() < 2 * LIMIT, "it took {:?}", began.elapsed());
 
@@ -144,11 +153,7 @@ fn tells_the_whole_story(mut demo: Demo, began: Instant) {
 #[test]
 fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
     let mut demo = Demo::start_node();
-    let (stdout, stderr) = (demo.child.stdout.take().unwrap(), demo.child.stderr.take().unwrap());
-    let complaints = std::thread::spawn(move || std::io::read_to_string(stderr).unwrap());
-    let said = std::io::read_to_string(stdout).unwrap();
-    let complaints = complaints.join().unwrap();
-    assert!(demo.child.wait().unwrap().success(), "{said}\n{complaints}");
+    let said = demo.told();
     for words in [
         "   hello | hello from a confidential pod, green",
         // The policy's words, of which the node is told.
@@ -160,40 +165,22 @@ fn a_demo_of_a_node_shows_a_pod_by_cri_and_leaves_nothing_behind() {
         assert!(said.contains(words), "{words:?} was not shown: {said}");
     }
     demo.assert_nothing_is_left();
-    assert_eq!(control_groups(&demo), Vec::<PathBuf>::new());
-
-    let mut demo = Demo::start_node();
-    let mut lines = BufReader::new(demo.child.stdout.take().unwrap()).lines();
-    let begun = lines.any(|line| line.unwrap().starts_with("RunPodSandbox"));
-    assert!(begun, "it ended before there was a pod");
-    kill_process_group(demo.pid(), Signal::INT).unwrap();
-    let rest = std::thread::spawn(move || lines.count());
-    let status = demo.child.wait().unwrap();
-    assert_eq!((status.code(), status.signal()), (Some(130), None));
-    rest.join().unwrap();
-    demo.assert_nothing_is_left();
-    assert_eq!(control_groups(&demo), Vec::<PathBuf>::new());
-}
-
-/// Those of a demo's pods, in each hierarchy.
-fn control_groups(demo: &Demo) -> Vec<PathBuf> {
-    let found = Command::new("find")
-        .args(["/sys/fs/cgroup", "-path", &format!("*/sealpod-tests-{}*", demo.child.id()), "-type", "d"])
-        .output()
-        .unwrap();
-    String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect()
 }
 
 #[test]
 fn an_interrupted_demo_leaves_nothing_behind() {
-    /// Which signal comes, whether to the whole group as from a terminal, after which words, while what runs.
-    const INTERRUPTIONS: [(Signal, bool, &str, &str); 3] = [
-        (Signal::HUP, false, "== 2. An image", "docker-registry"),
-        (Signal::INT, true, "$ sealpod run", "qemu-system-x86_64"),
-        (Signal::TERM, false, "   pod | serving HTTP", "qemu-system-x86_64"),
+    /// To which demo which signal comes, whether to the whole group as from a terminal, after which words, while what runs.
+    type Interruption = (fn() -> Demo, Signal, bool, &'static str, &'static str);
+    const INTERRUPTIONS: [Interruption; 6] = [
+        (Demo::start, Signal::HUP, false, "== 2. An image", "docker-registry"),
+        (Demo::start, Signal::INT, true, "$ sealpod run", "qemu-system-x86_64"),
+        (Demo::start, Signal::TERM, false, "   pod | serving HTTP", "qemu-system-x86_64"),
+        (Demo::start_node, Signal::HUP, false, "== 2. A node", "containerd"),
+        (Demo::start_node, Signal::INT, true, "RunPodSandbox", "qemu-system-x86_64"),
+        (Demo::start_node, Signal::TERM, false, "== 4. The same calls", "qemu-system-x86_64"),
     ];
-    for (signal, group, words, program) in INTERRUPTIONS {
-        let mut demo = Demo::start();
+    for (start, signal, group, words, program) in INTERRUPTIONS {
+        let mut demo = start();
         let mut lines = BufReader::new(demo.child.stdout.take().unwrap()).lines();
         let seen = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with(words)));
         assert!(seen.is_some(), "the demo ended before it said {words:?}");

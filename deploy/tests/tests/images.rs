@@ -71,9 +71,8 @@ impl Store {
     /// What it says.
     fn buildah(&self, words: &[&str]) -> String {
         let output = self.try_buildah(words);
-        let said = [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy);
-        assert!(output.status.success(), "buildah {words:?}: {}{}", said[0], said[1]);
-        said[0].trim().to_owned()
+        assert!(output.status.success(), "buildah {words:?}: {}", said(&output));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// A small Debian under the names that the Containerfiles have for their base images.
@@ -170,8 +169,8 @@ fn images_are_built_and_run_as_nobody() {
     }
     let said = store.runs(&node, "SEALPOD_ACTION=dance sealpod-node 2>&1 || echo failed: $?");
     assert!(said.contains("SEALPOD_ACTION is \"dance\"") && said.ends_with("failed: 1"), "{said}");
-    // The guest in it is, byte by byte, the one that was made here, unless Debian has had a newer kernel since then, or a
-    // newer firmware.
+    // The guest in it is, byte by byte, the one that was made here, unless Debian has had a newer kernel since then. The
+    // firmware is this machine's own distribution's.
     let inside = store.runs(&node, "cd /opt/sealpod/guest; sha256sum *");
     let mut outside = Command::new("sh");
     outside.args(["-ec", "sha256sum *"]).current_dir(target().join("guest-image"));

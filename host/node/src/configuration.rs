@@ -22,8 +22,8 @@ guest = {}
 # The authority that certifies emulated TPMs.
 tpm_authority = {}
 
-# What the VM of a pod without limits has, and at least that of one of whose containers some have none. The guest's own
-# memory comes from the RuntimeClass's overhead; here is what it is where the engine does not tell that.
+# What a pod's VM has where no container has a limit; it has no less where some have none. The overhead is the guest's own
+# memory, and counts where the engine does not tell that of the RuntimeClass.
 #memory_mib = 512
 #memory_overhead_mib = 256
 #cpus = 1

@@ -103,8 +103,10 @@ pub enum Error {
         status: String,
     },
     /// A file of this machine's fails under the guest's disk.
-    #[error("this machine cannot keep what the guest writes to its disk: {reason}")]
+    #[error("this machine cannot keep what the guest writes to its disk, a file in {}: {reason}", folder.display())]
     Disk {
+        /// Where the disk's file is.
+        folder: PathBuf,
         /// What the system says.
         reason: String,
     },
@@ -135,8 +137,7 @@ impl Error {
                     .into()
             }
             Self::Disk { .. } => {
-                "make room where it is, in TMPDIR or /var/tmp, for pods in the shim's ephemeral_disk_folder: it grows as it is used"
-                    .into()
+                "make room there, or choose another folder: the disk's file grows as it is used".into()
             }
             Self::Io { .. } | Self::Tpm { .. } | Self::TpmEnded { .. } => {
                 "`sealpod doctor` checks this machine".into()

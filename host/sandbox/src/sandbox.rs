@@ -1,5 +1,6 @@
 //! A pod's VM with its agent.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sealpod_agent_protocol::{CallError, Client, Dns, Interface, Request};
@@ -23,6 +24,7 @@ pub struct Sandbox {
     vm: Vm,
     agent: Client,
     timings: Timings,
+    disk_folder: PathBuf,
     answer_limit: Duration,
     stop_limit: Duration,
 }
@@ -69,7 +71,8 @@ impl Sandbox {
         let first_byte = first_byte.map_or(ready, |at: Instant| at.saturating_duration_since(spawned));
         let timings = Timings { prepared: spawned.saturating_duration_since(began), first_byte, ready };
         let (answer_limit, stop_limit) = (config.answer_limit, config.stop_limit);
-        Ok(Self { vm, agent, timings, answer_limit, stop_limit })
+        let disk_folder = config.ephemeral_disk_folder;
+        Ok(Self { vm, agent, timings, disk_folder, answer_limit, stop_limit })
     }
 
     /// The connection to the agent.
@@ -130,7 +133,9 @@ impl Sandbox {
         let disk_error = self.vm.disk_error();
         let reason = tokio::select! {
             biased;
-            reason = disk_error => return Error::Disk { reason: (*reason).into() },
+            reason = disk_error => {
+                return Error::Disk { folder: self.disk_folder.clone(), reason: (*reason).into() };
+            }
             broken = self.vm.broken() => return match broken {
                 Broken::Machine(reason) => Error::Ended(reason),
                 Broken::Tpm(status) => Error::TpmEnded { status },

@@ -34,10 +34,12 @@ pub enum End {
     Asked,
 }
 
-/// The signal by which the program outside was asked to end.
-static SIGNAL: AtomicI32 = AtomicI32::new(0);
-/// The end of the pipe that it then closes; the other one is the standard input of the program inside.
-static PIPE: AtomicI32 = AtomicI32::new(-1);
+/// The end of a pipe that the program outside closes when it is asked to end; the other one is the standard input of the
+/// program inside.
+static PIPE: AtomicI32 = AtomicI32::new(CLOSED);
+const CLOSED: i32 = -1;
+/// As after Ctrl-C, whichever signal it was.
+const INTERRUPTED: i32 = 130;
 
 /// Runs this program again, in namespaces, and gives its exit code; inside them, makes what they lack and gives none.
 ///
@@ -71,7 +73,7 @@ pub fn enter(end: End) -> Option<ExitCode> {
             PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
             unshare.stdin(reader).process_group(0);
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-                // SAFETY: the handler does what is allowed in one: it stores a number and closes a descriptor.
+                // SAFETY: the handler does what is allowed in one: it swaps a number and closes a descriptor.
                 unsafe {
                     let before =
                         libc::signal(signal, ask as extern "C" fn(libc::c_int) as libc::sighandler_t);
@@ -89,18 +91,17 @@ pub fn enter(end: End) -> Option<ExitCode> {
     // Whatever ran in them is gone.
     control_groups::remove_all();
     folder.close().expect("the folder is this program's");
-    let code = match SIGNAL.load(Ordering::Relaxed) {
-        0 => status.code().unwrap_or(1),
-        signal => 128 + signal,
-    };
+    let interrupted = end == End::Asked && PIPE.load(Ordering::Relaxed) == CLOSED;
+    let code = if interrupted { INTERRUPTED } else { status.code().unwrap_or(1) };
     Some(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 /// Outside: lets the program inside know, once.
-extern "C" fn ask(signal: libc::c_int) {
-    if SIGNAL.swap(signal, Ordering::Relaxed) == 0 {
+extern "C" fn ask(_signal: libc::c_int) {
+    let pipe = PIPE.swap(CLOSED, Ordering::Relaxed);
+    if pipe != CLOSED {
         // SAFETY: nobody else has this descriptor.
-        unsafe { libc::close(PIPE.load(Ordering::Relaxed)) };
+        unsafe { libc::close(pipe) };
     }
 }
 

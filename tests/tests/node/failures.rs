@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
-use sealpod_tests::Node;
 use sealpod_tests::node::{ADDRESSES, NodePod, RUNTIME, control_groups, cri};
+use sealpod_tests::{Node, program};
 use tonic::Status;
 
 use crate::streams::{STDIN, STDOUT, attach};
@@ -430,6 +431,22 @@ pub(crate) async fn a_pod_killed_at_its_start_fails_and_leaves_nothing(world: &W
             nothing_is_left(&node, &before).await;
         }
     }
+}
+
+/// The `start` call is killed after it has started the process that serves, which says its address to nobody.
+pub(crate) async fn a_shim_whose_start_call_was_killed_leaves_nothing(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut serve = Command::new(program(SHIM));
+    serve.args(["-namespace", "k8s.io", "-id", "unheard", "-address", "/run/nobody.sock", "serve"]);
+    serve.current_dir(node.path("")).stdin(Stdio::null()).stdout(writer);
+    let ended = serve.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("cannot tell the address"), "{said}");
+    nothing_is_left(&node, &before).await;
 }
 
 /// What kubelet does with what it does not know.

@@ -115,6 +115,7 @@ fn main() -> ExitCode {
     trials.extend(trials!(world, failures:
         a_pod_fails_with_each_of_its_processes_and_leaves_nothing,
         a_pod_killed_at_its_start_fails_and_leaves_nothing,
+        a_shim_whose_start_call_was_killed_leaves_nothing,
         a_pod_killed_while_it_pulls_an_image_fails_and_leaves_nothing,
         a_pod_killed_while_a_container_is_stopped_or_removed_fails_and_leaves_nothing,
         a_pod_killed_while_it_is_stopped_or_removed_leaves_nothing,
