@@ -11,12 +11,15 @@ use crate::places::Places;
 use crate::plan::{Step, make_folder_of};
 use crate::record::{Edited, Record};
 
-/// Keeps others away until it is dropped.
-pub(crate) fn lock(places: &Places) -> Result<std::fs::File, Error> {
+/// Keeps others away until it is dropped, if they have changed nothing since what is on record was `planned` for.
+pub(crate) fn lock(places: &Places, planned: &Record) -> Result<std::fs::File, Error> {
     let folder = places.on_disk(&places.prefix);
     let file = std::fs::File::open(&folder).map_err(Error::file("cannot open", &folder))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| Error::Busy(folder))?;
-    Ok(file)
+    match Record::read(places)?.unwrap_or_default().files == planned.files {
+        true => Ok(file),
+        false => Err(Error::Outdated(places.prefix.clone())),
+    }
 }
 
 /// Writes containerd's files, the backups first, and puts them on record.

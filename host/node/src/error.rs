@@ -27,6 +27,9 @@ pub enum Error {
     /// Somebody else installs or uninstalls at the same time.
     #[error("another install or uninstall is under way ({} is locked)", .0.display())]
     Busy(PathBuf),
+    /// Somebody else has installed or uninstalled since this was planned.
+    #[error("what is installed in {} has changed meanwhile", .0.display())]
+    Outdated(PathBuf),
     /// There is no container runtime.
     #[error("neither containerd nor CRI-O is installed{}", place(.0.as_deref()))]
     NoRuntime(Option<PathBuf>),
@@ -109,6 +112,7 @@ impl Error {
                 "name the folder that has the programs with --from, and that of `sealpod guest build` with --guest"
             }
             Self::Busy(_) => "wait until it is done, then run this again",
+            Self::Outdated(_) => "nothing was changed; run this again",
             Self::NoRuntime(_) => {
                 "install containerd or CRI-O first, or say which version of containerd will be there with \
                  --containerd-version"

@@ -150,7 +150,7 @@ impl Removal {
             say(&format!("note: {note}"));
         }
         let places = self.places.clone();
-        let _lock = lock(&places)?;
+        let _lock = lock(&places, &self.record)?;
         self.forget_in_containerd(say)?;
 
         let crio = crio::path(&places);

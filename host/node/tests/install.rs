@@ -247,7 +247,16 @@ fn two_installations_do_not_meet() {
     let node = Node::new();
     let (one, other) = (node.plan().unwrap(), node.plan().unwrap());
     one.carry_out(&mut |_| {}).unwrap();
-    assert!(matches!(other.carry_out(&mut |_| {}), Err(Error::Busy(_))), "it was planned for another node");
+    assert!(
+        matches!(other.carry_out(&mut |_| {}), Err(Error::Outdated(_))),
+        "it was planned for another node"
+    );
+    let removal = Removal::plan(&node.options.places, false, false, true).unwrap();
+    node.write("from/sealpod", "newer");
+    node.install().unwrap();
+    let installed = node.files("");
+    assert!(matches!(removal.carry_out(&mut |_| {}), Err(Error::Outdated(_))), "it is another release");
+    assert_eq!(node.files(""), installed);
     let lock = std::fs::File::open(node.path("opt/sealpod")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     assert!(matches!(node.install(), Err(Error::Busy(_))));

@@ -7,7 +7,7 @@ use crate::apply::{lock, remove_backups, restore_changes, write_changes};
 use crate::error::Error;
 use crate::files;
 use crate::plan::make_folder_of;
-use crate::record::{Record, Service};
+use crate::record::Service;
 use crate::selinux;
 use crate::services::Services;
 use crate::unit;
@@ -30,10 +30,7 @@ impl Installation {
 
         let places = self.places.clone();
         make_folder_of(&places, &places.record(), &mut self.record)?;
-        let _lock = lock(&places)?;
-        if Record::read(&places)?.unwrap_or_default().files != self.record.files {
-            return Err(Error::Busy(places.prefix.clone()));
-        }
+        let _lock = lock(&places, &self.record)?;
         self.record.version = env!("CARGO_PKG_VERSION").into();
         self.record.containerd = self.containerd.as_ref().map(|runtime| runtime.version.to_string());
         self.record.pending.extend(self.restarts());
