@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 
 use crate::accelerator::Hypervisor;
 use crate::config::SandboxConfig;
-use crate::disks::{BUS, EPHEMERAL};
 use crate::network::namespace::Card;
 use crate::network::{GUEST_ADDRESS, MAC, PortForward};
 
 /// The name of the virtio-serial port, which the agent looks for.
 pub(crate) const PORT_NAME: &str = "sealpod.agent";
+
+/// The drive of the guest's ephemeral disk.
+pub(crate) const EPHEMERAL: &str = "ephemeral";
+/// The bus that waits for other disks.
+pub(crate) const DISKS: &str = "disks";
 
 /// The slot of the agent's ROM, where the guest looks for it.
 const ROM_SLOT: &str = "1e.0";
@@ -95,7 +99,7 @@ impl Machine<'_> {
         }
         if self.config.pluggable_disks {
             // The root bus takes none while the machine runs, and behind a bridge there is room for 31.
-            arguments.words(["-device", &format!("pcie-pci-bridge,id={BUS}")]);
+            arguments.words(["-device", &format!("pcie-pci-bridge,id={DISKS}")]);
         }
         arguments.0
     }

@@ -7,13 +7,9 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::Mutex;
 
+use crate::arguments::DISKS;
 use crate::error::Error;
 use crate::qmp::Qmp;
-
-/// The drive of the guest's own, which is there from the start.
-pub(crate) const EPHEMERAL: &str = "ephemeral";
-/// The bus that waits for the others.
-pub(crate) const BUS: &str = "disks";
 
 /// Plugs disks into a running VM.
 #[derive(Clone, Debug)]
@@ -75,7 +71,7 @@ impl Disks {
         self.qmp.execute("blockdev-add", node).await.map_err(refused)?;
         // Errors are the guest's to see: the VM would stop otherwise.
         let device = json!({
-            "driver": "virtio-blk-pci", "id": serial, "bus": BUS, "drive": serial, "serial": serial,
+            "driver": "virtio-blk-pci", "id": serial, "bus": DISKS, "drive": serial, "serial": serial,
             "werror": "report", "rerror": "report"
         });
         let plugged = self.qmp.execute("device_add", device).await;

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use crate::disks::EPHEMERAL;
+use crate::arguments::EPHEMERAL;
 
 /// The longest message that is read. QEMU's own are shorter; one that was taken over must not fill our memory.
 const MESSAGE_BYTES: u64 = 256 << 10;
