@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use sealpod_evidence::init_data::{self, Image, KeyBroker, Settings};
+use sealpod_image::reference::Reference;
+use sealpod_kbs_protocol::ResourceUri;
 
 use crate::error::{Context, Error, Result};
 use crate::output;
@@ -116,26 +118,34 @@ impl Owner {
     /// be registered beforehand.
     pub(crate) fn init_data(&self, agent_policy: Option<String>) -> Result<Option<String>> {
         let Some(url) = &self.kbs else { return Ok(None) };
-        if !url.starts_with("https://") && !url.starts_with("http://") {
-            return Err(Error::new(format!("{url:?} is no address of a key broker"))
-                .hint("as https://broker.example:8080"));
+        check_address(url)?;
+        self.plain_http.iter().try_for_each(|registry| check_registry(registry))?;
+        if let Some(uri) = &self.registry_credentials {
+            check_resource(uri)?;
         }
         let (uri, inline) = match &self.image_policy {
-            Some(uri) if uri.starts_with("kbs://") => (Some(uri.clone()), None),
+            Some(uri) if uri.starts_with("kbs://") => {
+                check_resource(uri)?;
+                (Some(uri.clone()), None)
+            }
             Some(file) => (None, Some(read_image_policy(&PathBuf::from(file))?)),
             None => (None, None),
         };
         let settings = Settings {
             key_broker: Some(KeyBroker {
                 url: url.clone(),
-                cert: self.kbs_certificate.as_ref().map(read).transpose()?,
+                cert: self.kbs_certificate.as_ref().map(read_certificate).transpose()?,
             }),
             image: Image {
                 image_security_policy_uri: uri,
                 image_security_policy: inline,
                 authenticated_registry_credentials_uri: self.registry_credentials.clone(),
                 plain_http_registries: self.plain_http.clone(),
-                extra_root_certificates: self.registry_authority.iter().map(read).collect::<Result<_>>()?,
+                extra_root_certificates: self
+                    .registry_authority
+                    .iter()
+                    .map(read_certificate)
+                    .collect::<Result<_>>()?,
             },
             agent_policy,
         };
@@ -147,7 +157,36 @@ fn read(path: &PathBuf) -> Result<String> {
     std::fs::read_to_string(path).context(format!("cannot read {}", path.display()))
 }
 
-/// A policy that the guest would refuse is refused here, where its author sits.
+// What the guest would refuse is refused here, where its author sits.
+
+fn check_address(url: &str) -> Result<()> {
+    let address = reqwest::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    match address {
+        Some(_) => Ok(()),
+        None => Err(Error::new(format!("{url:?} is no address of a key broker"))
+            .hint("as https://broker.example:8080")),
+    }
+}
+
+fn check_registry(name: &str) -> Result<()> {
+    let image = Reference::parse(&format!("{name}/image")).ok();
+    match image.filter(|image| image.registry() == name) {
+        Some(_) => Ok(()),
+        None => Err(Error::new(format!("{name:?} is no registry")).hint("as registry.example:5000")),
+    }
+}
+
+fn check_resource(uri: &str) -> Result<()> {
+    uri.parse::<ResourceUri>().map(drop).context(uri).hint("as kbs:///repository/type/tag")
+}
+
+fn read_certificate(path: &PathBuf) -> Result<String> {
+    let pem = read(path)?;
+    let what = || format!("{} is no certificate in PEM", path.display());
+    let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).context(what())?;
+    if certificates.is_empty() { Err(Error::new(what())) } else { Ok(pem) }
+}
+
 fn read_agent_policy(path: &PathBuf) -> Result<String> {
     let rego = read(path)?;
     sealpod_agent_policy::Policy::new(Some(&rego)).context(path.display())?;
@@ -190,6 +229,33 @@ mod tests {
         assert_eq!(parsed.image.image_security_policy_uri.unwrap(), "kbs:///default/image-policy/web");
         let other = Owner { plain_http: vec![], ..owner() }.init_data(None).unwrap().unwrap();
         assert_ne!(digest(&raw).unwrap(), digest(&other).unwrap());
+    }
+
+    #[test]
+    fn what_the_guest_would_refuse_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = folder.path().join("text.pem");
+        std::fs::write(&text, "no certificate").unwrap();
+        let kbs = |url: &str| Owner { kbs: Some(url.into()), ..owner() };
+        for (owner, words) in [
+            (kbs("broker.example"), "is no address of a key broker"),
+            (kbs("https://"), "is no address of a key broker"),
+            (kbs("https://a b"), "is no address of a key broker"),
+            (kbs("http://broker.example:99999"), "is no address of a key broker"),
+            (Owner { image_policy: Some("kbs:///a/b".into()), ..owner() }, "kbs:///a/b"),
+            (Owner { registry_credentials: Some("auth.json".into()), ..owner() }, "auth.json"),
+            (Owner { plain_http: vec!["http://x".into()], ..owner() }, "is no registry"),
+            (Owner { plain_http: vec!["shop".into()], ..owner() }, "is no registry"),
+            (Owner { kbs_certificate: Some(text.clone()), ..owner() }, "is no certificate in PEM"),
+            (Owner { registry_authority: vec![text], ..owner() }, "is no certificate in PEM"),
+        ] {
+            let error = owner.init_data(None).unwrap_err();
+            assert!(error.message().contains(words), "{error:?}");
+        }
+        for registry in ["localhost", "registry.example", "10.0.2.2:5000", "[::1]:5000"] {
+            let owner = Owner { plain_http: vec![registry.into()], ..owner() };
+            assert!(owner.init_data(None).is_ok(), "{registry}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use sealpod_agent_protocol::WORKLOAD_API_PORT;
 use sealpod_pod_policy::{
-    ImagePolicy, Manifest, ObjectKind, Options, Pod, PodAnnotations, PodPolicy, build, render,
+    ImagePolicy, Manifest, ObjectKind, Options, Pod, PodAnnotations, PodPolicy, RUNTIME, build, render,
 };
 use serde::Serialize;
 
@@ -20,7 +21,8 @@ use crate::output;
 #[command(
     after_help = "Every Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job and CronJob of the input gets the
 annotation io.katacontainers.config.hypervisor.cc_init_data, and one for the limits of its volumes
-(emptyDir.sizeLimit) where it has any; all else stays as it is, comments too.
+(emptyDir.sizeLimit) where it has any; all else stays as it is, comments too. Where some say
+runtimeClassName: sealpod, the others are left alone.
 ConfigMaps of the same input are fixed with their content, and must be there; of Secrets, which the
 cluster knows anyway and the annotation must not tell, any content is allowed. An image with a digest
 is that one; with a tag only, its signer decides by the image policy.
@@ -39,6 +41,12 @@ pub(crate) struct GenerateArgs {
     /// The manifest (YAML or JSON, one or many documents); - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
+    /// More ConfigMaps and Secrets that the pods use; they are read only. - for standard input
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
+    /// The name of Sealpod's RuntimeClass in the cluster
+    #[arg(long, value_name = "NAME", default_value = RUNTIME)]
+    runtime_class: String,
     #[command(flatten)]
     owner: Owner,
     /// Let people run this command, word by word as a shell splits it, with a terminal if they like; '*' for any command
@@ -122,7 +130,11 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     }
     let text = super::read(&args.file)?;
     let what = super::name(&args.file);
-    let manifest = Manifest::read(&text).context(&what)?;
+    let mut manifest = Manifest::read(&text).context(&what)?;
+    for file in &args.with {
+        manifest.add_objects(&super::read(file)?).context(super::name(file))?;
+    }
+    let others = manifest.leave_others(&args.runtime_class);
     let options = options(&args);
     let policies = manifest.pods().iter().map(|pod| Ok(build(&manifest, pod, &options)?));
     let policies = policies.collect::<Result<Vec<_>>>().context(&what)?;
@@ -133,7 +145,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         made.push(one);
         annotations.push(PodAnnotations { init_data: annotation, volume_limits: policy.volume_limits() });
     }
-    let annotated = manifest.annotate(&annotations).context(&what)?;
+    let annotated = manifest.annotate(&annotations, &args.runtime_class).context(&what)?;
     if let Some(folder) = &args.init_data_folder {
         write_init_data(folder, &made)?;
     }
@@ -145,8 +157,37 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if args.json {
         output::json(&made)?;
     }
+    for other in others {
+        output::note(format!(
+            "note: {other} stays as it is: it is not of the RuntimeClass {}",
+            args.runtime_class
+        ));
+    }
+    for other in manifest.unknown() {
+        output::note(format!("note: {other} stays as it is: pods of this kind are not known"));
+    }
+    manifest.pods().iter().for_each(|pod| warn(pod, &args.runtime_class));
     tell(&args, &policies, &made);
     Ok(())
+}
+
+/// Of what the cluster may do with a pod.
+fn warn(pod: &Pod, runtime_class: &str) {
+    let name = pod.name();
+    if pod.runtime_class().is_none() {
+        output::note(format!(
+            "warning: {name} has no runtimeClassName: {runtime_class}; without it the node runs the pod outside of a guest"
+        ));
+    } else if pod.runtime_class() != Some(runtime_class) {
+        output::note(format!(
+            "warning: {name} is not of the RuntimeClass {runtime_class}; if its own is Sealpod's, name it by --runtime-class"
+        ));
+    }
+    for resource in pod.extended_resources() {
+        output::note(format!(
+            "warning: {name} wants {resource}: a device that the node adds for it cannot be had, and the pod would not start"
+        ));
+    }
 }
 
 fn options(args: &GenerateArgs) -> Options {
@@ -190,8 +231,16 @@ fn make<'a>(owner: &Owner, pod: &'a Pod, policy: &'a PodPolicy) -> Result<(Made<
 
 fn write_init_data(folder: &Path, made: &[Made<'_>]) -> Result<()> {
     std::fs::create_dir_all(folder).context(format!("cannot make {}", folder.display()))?;
+    let mut written = BTreeSet::new();
     for one in made {
         let path = folder.join(format!("{}.toml", one.pod.replace('/', "-").to_ascii_lowercase()));
+        if !written.insert(path.clone()) {
+            let (pod, path) = (one.pod, path.display());
+            return Err(Error::new(format!(
+                "{pod} and another pod would both have their init data in {path}"
+            ))
+            .hint("give the pods names that differ, or seal them one manifest at a time"));
+        }
         std::fs::write(&path, &one.init_data).context(format!("cannot write {}", path.display()))?;
     }
     Ok(())
@@ -242,7 +291,13 @@ fn tell(args: &GenerateArgs, policies: &[PodPolicy], made: &[Made<'_>]) {
 fn parse_port(text: &str) -> Result<Port, String> {
     match text.trim() {
         "*" => Ok(Port::Any),
-        number => number.parse().map(Port::One).map_err(|_| "expected a port, 1 to 65535, or '*'".into()),
+        number => match number.parse::<NonZeroU16>() {
+            Ok(port) if port.get() == WORKLOAD_API_PORT => {
+                Err(format!("port {port} is the guest's own, for the pod's containers alone"))
+            }
+            Ok(port) => Ok(Port::One(port)),
+            Err(_) => Err("expected a port, 1 to 65535, or '*'".into()),
+        },
     }
 }
 
@@ -315,7 +370,7 @@ mod tests {
     fn a_port_is_a_number_or_any() {
         assert_eq!(parse_port("80").map(|port| port != Port::Any), Ok(true));
         assert_eq!(parse_port("*"), Ok(Port::Any));
-        for text in ["", "0", "65536", "http", "80:8080"] {
+        for text in ["", "0", "65536", "http", "80:8080", "8006"] {
             assert!(parse_port(text).is_err(), "{text:?}");
         }
     }

@@ -28,6 +28,9 @@ pub use server::{Handler, serve};
 pub use stream::ByteStream;
 pub use volume_limits::{VolumeLimits, VolumeLimitsError};
 
+/// The port of the guest's loopback where it answers its containers, and nobody else (TCP).
+pub const WORKLOAD_API_PORT: u16 = 8006;
+
 /// What one end may cost the other.
 pub mod limits {
     use std::time::Duration;

@@ -4,12 +4,11 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use sealpod_agent_protocol::{ByteStream, Failure, FailureKind};
+use sealpod_agent_protocol::{ByteStream, Failure, FailureKind, WORKLOAD_API_PORT};
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 
 use crate::failure::{failure, internal};
-use crate::workload_api;
 
 /// How long a service may take to accept. On loopback, more is a full backlog.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -17,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connects to a service of the pod's, whatever policy allows: never to what answers the pod's own containers only, for
 /// the host would be taken for one of them.
 pub(crate) async fn connect(port: u16) -> Result<TcpStream, Failure> {
-    if port == workload_api::PORT {
+    if port == WORKLOAD_API_PORT {
         let message = format!("port {port} is the guest's own, for the pod's containers alone");
         return Err(failure(FailureKind::DeniedByPolicy, message));
     }
@@ -59,6 +58,6 @@ mod tests {
     #[tokio::test]
     async fn the_guests_own_service_is_nobodys_from_outside() {
         // Nobody listens here either, but that is not why.
-        assert_eq!(connect(workload_api::PORT).await.unwrap_err().kind, FailureKind::DeniedByPolicy);
+        assert_eq!(connect(WORKLOAD_API_PORT).await.unwrap_err().kind, FailureKind::DeniedByPolicy);
     }
 }

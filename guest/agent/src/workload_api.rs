@@ -13,7 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use sealpod_agent_protocol::{Failure, FailureKind};
+use sealpod_agent_protocol::{Failure, FailureKind, WORKLOAD_API_PORT};
 use sealpod_evidence::Tee;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -23,8 +23,6 @@ use zeroize::Zeroizing;
 use crate::attestation::Attestation;
 use crate::failure::{failure, internal};
 
-/// Where it listens, on loopback.
-pub(crate) const PORT: u16 = 8006;
 /// What this guest says to who wants to extend the event log.
 const NO_EVENT_LOG: &str = "this guest keeps no event log of its containers: its quotes cover PCR 0 to 9";
 
@@ -36,7 +34,7 @@ struct Api {
 
 /// Starts to serve the pod's containers.
 pub(crate) async fn start(attestation: Arc<Attestation>, tee: Tee) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, WORKLOAD_API_PORT)).await?;
     let router = router(Api { attestation, tee }).into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -146,7 +146,10 @@ impl Context<'_> {
         let security = security::of(spec, container)?;
         Ok(ContainerPolicy {
             init,
-            image: image(container.image.as_deref().unwrap_or_default())?,
+            image: match &container.image {
+                Some(name) => image(name)?,
+                None => return Err(problem("image", "there is none")),
+            },
             command: environment.command(container),
             user: security.user,
             supplemental_groups: security.supplemental_groups,

@@ -4,6 +4,7 @@ mod words;
 
 use std::collections::BTreeMap;
 
+use sealpod_agent_policy::Policy;
 use sealpod_agent_protocol::MountSource;
 use sealpod_evidence::HashAlgorithm;
 use sealpod_evidence::init_data::{self, KeyBroker, Settings};
@@ -135,6 +136,9 @@ impl Statements {
             "policy",
             format!("written by hand, or changed since it was generated; SHA-256 {}", digest(text)),
         );
+        if let Err(error) = Policy::new(Some(text)) {
+            return self.add("policy", format!("refused by this release's guests: {error}"));
+        }
         for (name, what) in PERMISSIONS {
             let is_rule = |line: &str| {
                 let line = line.strip_prefix("default ").unwrap_or(line);

@@ -42,6 +42,8 @@ pub(crate) struct PodSpec {
     pub(crate) enable_service_links: Option<bool>,
     pub(crate) automount_service_account_token: Option<bool>,
     pub(crate) service_account_name: Option<String>,
+    /// Its older name.
+    pub(crate) service_account: Option<String>,
     #[serde(default, rename = "hostNetwork")]
     pub(crate) host_network: bool,
     #[serde(default, rename = "hostPID")]
@@ -119,6 +121,9 @@ pub(crate) struct Container {
 pub(crate) struct ContainerResources {
     #[serde(default)]
     pub(crate) limits: BTreeMap<String, IgnoredAny>,
+    /// Of devices.
+    #[serde(default)]
+    pub(crate) claims: Vec<IgnoredAny>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -345,7 +350,7 @@ pub(crate) struct EmptyDir {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Quantity {
-    Number(u64),
+    Number(serde_json::Number),
     Text(String),
 }
 
@@ -353,8 +358,8 @@ impl Quantity {
     /// In whole bytes, rounded up; none for what is no quantity of bytes.
     pub(crate) fn bytes(&self) -> Option<u64> {
         let text = match self {
-            Self::Number(number) => return Some(*number),
-            Self::Text(text) => text.trim(),
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text.trim().to_owned(),
         };
         let digits =
             text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
@@ -363,18 +368,25 @@ impl Quantity {
         let number: u128 = format!("{whole}{fraction}").parse().ok()?;
         let (base, power) = match unit {
             "" => (1, 0),
-            "k" => (1000_u128, 1),
+            "m" => (1000_u128, -1),
+            "k" => (1000, 1),
             "M" => (1000, 2),
             "G" => (1000, 3),
             "T" => (1000, 4),
+            "P" => (1000, 5),
+            "E" => (1000, 6),
             "Ki" => (1024, 1),
             "Mi" => (1024, 2),
             "Gi" => (1024, 3),
             "Ti" => (1024, 4),
-            _ => return None,
+            "Pi" => (1024, 5),
+            "Ei" => (1024, 6),
+            exponent => (10, exponent.strip_prefix(['e', 'E'])?.parse::<i32>().ok()?),
         };
         let parts = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-        number.checked_mul(base.pow(power))?.div_ceil(parts).try_into().ok()
+        let scale = base.checked_pow(power.unsigned_abs())?;
+        let (times, parts) = if power < 0 { (1, parts.checked_mul(scale)?) } else { (scale, parts) };
+        number.checked_mul(times)?.div_ceil(parts).try_into().ok()
     }
 }
 
@@ -402,6 +414,15 @@ mod tests {
         for (text, bytes) in whole.into_iter().chain(parts) {
             assert_eq!(Quantity::Text(text.into()).bytes(), Some(bytes), "{text}");
         }
+        for (text, bytes) in
+            [("1Pi", 1 << 50), ("1E", 10_u64.pow(18)), ("500m", 1), ("1e3", 1000), ("5E-1", 1), ("2.5e1", 25)]
+        {
+            assert_eq!(Quantity::Text(text.into()).bytes(), Some(bytes), "{text}");
+        }
+        let number = |text: &str| Quantity::Number(text.parse().unwrap());
+        assert_eq!(number("7").bytes(), Some(7));
+        assert_eq!(number("1e9").bytes(), Some(1_000_000_000));
+        assert_eq!(number("-1").bytes(), None);
         let long = format!("0.{}Gi", "1".repeat(40));
         for text in [
             "",
@@ -411,6 +432,11 @@ mod tests {
             "1.-5",
             "x",
             "1Zi",
+            "1e",
+            "1e99",
+            "1e-99",
+            "1ee3",
+            "e3",
             "99999999999999999999",
             "18446744073709551615Ti",
             &long,

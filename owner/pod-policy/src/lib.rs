@@ -17,7 +17,7 @@ mod yaml;
 pub use build::{Options, Refusal, build};
 pub use explain::{Difference, Statement, differences, explain};
 pub use given::{Given, GivenError};
-pub use manifest::{ANNOTATION, Manifest, ManifestError, ObjectKind, Pod, PodAnnotations};
+pub use manifest::{ANNOTATION, Manifest, ManifestError, ObjectKind, Pod, PodAnnotations, RUNTIME};
 pub use policy::*;
 pub use rego::{read_back, render};
 pub use yaml::{AnnotateError, YamlError};

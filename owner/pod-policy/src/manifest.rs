@@ -1,6 +1,6 @@
 //! The objects of a manifest: pods, whatever makes them, and the ConfigMaps and Secrets that they use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,8 +14,11 @@ use crate::yaml::{self, AnnotateError, Annotation, Content, Node, Step, YamlErro
 pub const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 /// The annotation by which containerd 1.7 and newer know, when they pull a pod's images, that its runtime leaves them to the guest.
 const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
-/// The name of our runtime, as of its RuntimeClass.
-const RUNTIME: &str = "sealpod";
+/// The name that our runtime has in the configuration of container engines, and that its RuntimeClass has unless another
+/// was chosen.
+pub const RUNTIME: &str = "sealpod";
+/// What the names of Kubernetes' own resources may begin with; others are of devices' plugins, or are counted only.
+const OWN_RESOURCES: &str = "kubernetes.io/";
 /// What Kubernetes allows all annotations of an object together, in bytes.
 const MOST_ANNOTATIONS: usize = 256 << 10;
 
@@ -25,6 +28,7 @@ pub struct Manifest {
     text: String,
     pods: Vec<Pod>,
     objects: Objects,
+    unknown: Vec<String>,
 }
 
 /// A pod, or the template of pods.
@@ -129,11 +133,37 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`].
     pub fn read(text: &str) -> Result<Self, ManifestError> {
-        let mut manifest = Self { text: text.into(), pods: Vec::new(), objects: Objects::default() };
+        let manifest = Self::read_any(text)?;
+        if manifest.pods.is_empty() { Err(ManifestError::NoPod) } else { Ok(manifest) }
+    }
+
+    fn read_any(text: &str) -> Result<Self, ManifestError> {
+        let (pods, objects, unknown) = (Vec::new(), Objects::default(), Vec::new());
+        let mut manifest = Self { text: text.into(), pods, objects, unknown };
         for (document, root) in yaml::parse(text)?.iter().enumerate() {
             manifest.take(root, document, &[])?;
         }
-        if manifest.pods.is_empty() { Err(ManifestError::NoPod) } else { Ok(manifest) }
+        Ok(manifest)
+    }
+
+    /// Takes ConfigMaps and Secrets from another text too, instead of those of the same name; its pods are not asked for.
+    ///
+    /// # Errors
+    /// [`ManifestError`].
+    pub fn add_objects(&mut self, text: &str) -> Result<(), ManifestError> {
+        self.objects.0.extend(Self::read_any(text)?.objects.0);
+        Ok(())
+    }
+
+    /// Takes the other pods for somebody else's where some name this RuntimeClass, and gives their names. Where none does,
+    /// all stay: whoever admits them to the cluster may give them one.
+    pub fn leave_others(&mut self, runtime_class: &str) -> Vec<String> {
+        let is_ours = |pod: &Pod| pod.runtime_class() == Some(runtime_class);
+        if !self.pods.iter().any(is_ours) {
+            return Vec::new();
+        }
+        let others = self.pods.extract_if(.., |pod| !is_ours(pod));
+        others.map(|pod| pod.name).collect()
     }
 
     /// The pods, in their order.
@@ -141,16 +171,25 @@ impl Manifest {
         &self.pods
     }
 
+    /// Objects of unknown kinds that seem to make pods.
+    pub fn unknown(&self) -> &[String] {
+        &self.unknown
+    }
+
     pub(crate) fn objects(&self) -> &Objects {
         &self.objects
     }
 
     /// The text with the annotations for each pod, in their order: its init data, what its volumes may hold where they have
-    /// limits, and one more for containerd where a pod names our runtime. All else stays as it is.
+    /// limits, and one more for containerd where a pod names our runtime's RuntimeClass. All else stays as it is.
     ///
     /// # Errors
     /// [`ManifestError::TooLong`], [`ManifestError::Annotate`].
-    pub fn annotate(&self, annotations: &[PodAnnotations]) -> Result<String, ManifestError> {
+    pub fn annotate(
+        &self,
+        annotations: &[PodAnnotations],
+        runtime_class: &str,
+    ) -> Result<String, ManifestError> {
         let (mut init_data, mut limits, mut handlers) = (Vec::new(), Vec::new(), Vec::new());
         for (pod, PodAnnotations { init_data: value, volume_limits }) in self.pods.iter().zip(annotations) {
             let annotation = |name, value: &str| Annotation {
@@ -172,8 +211,7 @@ impl Manifest {
                 actual += VolumeLimits::ANNOTATION.len() + value.len();
                 limits.push(annotation(VolumeLimits::ANNOTATION, &value));
             }
-            let is_ours = pod.template.spec.runtime_class_name.as_deref() == Some(RUNTIME);
-            if is_ours && !there.contains_key(RUNTIME_HANDLER) {
+            if pod.runtime_class() == Some(runtime_class) && !there.contains_key(RUNTIME_HANDLER) {
                 handlers.push(annotation(RUNTIME_HANDLER, RUNTIME));
                 actual += RUNTIME_HANDLER.len() + RUNTIME.len();
             }
@@ -215,7 +253,13 @@ impl Manifest {
                 kind_of_job(object.at(&["spec", "jobTemplate", "spec"])),
                 &["spec", "jobTemplate", "spec", "template"],
             ),
-            _ => return Ok(()),
+            _ => {
+                if object.at(&["spec", "template", "spec", "containers"]).is_some() {
+                    let name = object.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
+                    self.unknown.push(format!("{kind}/{name} ({api})"));
+                }
+                return Ok(());
+            }
         };
         let owner: Metadata = match object.get("metadata") {
             Some(metadata) => typed(metadata, kind, "metadata")?,
@@ -253,15 +297,29 @@ impl Pod {
         self.template.metadata.annotations.get(ANNOTATION).map(String::as_str)
     }
 
+    /// The RuntimeClass that it names.
+    pub fn runtime_class(&self) -> Option<&str> {
+        self.template.spec.runtime_class_name.as_deref()
+    }
+
+    /// What its containers want of the node beyond processors, memory and room, as `nvidia.com/gpu`.
+    pub fn extended_resources(&self) -> BTreeSet<&str> {
+        let spec = &self.template.spec;
+        let limits = spec.init_containers.iter().chain(&spec.containers);
+        let names = limits.flat_map(|container| container.resources.limits.keys()).map(String::as_str);
+        names.filter(|name| name.contains('/') && !name.starts_with(OWN_RESOURCES)).collect()
+    }
+
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.template.metadata.namespace.as_deref().or(self.owner.namespace.as_deref())
     }
 }
 
 impl Objects {
-    /// An object's values by key.
+    /// An object's values by key. One without a namespace is of that to which the manifest is applied.
     pub(crate) fn get(&self, kind: ObjectKind, namespace: Option<&str>, name: &str) -> Option<&Values> {
-        self.0.get(&(kind, namespace.unwrap_or_default().to_owned(), name.to_owned()))
+        let key = |namespace: &str| (kind, namespace.to_owned(), name.to_owned());
+        self.0.get(&key(namespace.unwrap_or_default())).or_else(|| self.0.get(&key("")))
     }
 
     fn take(&mut self, kind: ObjectKind, object: &Node) -> Result<(), ManifestError> {
@@ -365,7 +423,7 @@ mod tests {
         ];
         assert_eq!(names(&text), expected);
         let manifest = Manifest::read(&text).unwrap();
-        let annotated = manifest.annotate(&vec![of("QQ=="); 8]).unwrap();
+        let annotated = manifest.annotate(&vec![of("QQ=="); 8], RUNTIME).unwrap();
         let again = Manifest::read(&annotated).unwrap();
         assert!(again.pods().iter().all(|pod| pod.annotation() == Some("QQ==")), "{annotated}");
     }
@@ -375,7 +433,7 @@ mod tests {
         let annotated = |metadata: &str, class: &str| {
             let spec = format!("{{runtimeClassName: {class}, containers: [{{name: a, image: i}}]}}");
             let text = format!("apiVersion: v1\nkind: Pod\n{metadata}spec: {spec}\n");
-            let annotated = Manifest::read(&text).unwrap().annotate(&[of("QQ==")]).unwrap();
+            let annotated = Manifest::read(&text).unwrap().annotate(&[of("QQ==")], RUNTIME).unwrap();
             let again = Manifest::read(&annotated).unwrap();
             assert_eq!(again.pods()[0].annotation(), Some("QQ=="), "{annotated}");
             again.pods()[0].template.metadata.annotations.get(RUNTIME_HANDLER).cloned()
@@ -389,11 +447,68 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_others_are_left_alone_where_some_are_ours() {
+        let pod = |name: &str, class: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{{class} containers: [{{name: a, image: i}}]}}\n---\n"
+            )
+        };
+        let (ours, others, none) =
+            (pod("a", "runtimeClassName: sealed,"), pod("b", "runtimeClassName: runc,"), pod("c", ""));
+        let mut manifest = Manifest::read(&[ours, others.clone(), none.clone()].concat()).unwrap();
+        assert_eq!(manifest.leave_others("sealed"), ["Pod/b", "Pod/c"]);
+        let annotated = manifest.annotate(&[of("QQ==")], "sealed").unwrap();
+        let again = Manifest::read(&annotated).unwrap();
+        let annotations: Vec<_> = again.pods().iter().map(Pod::annotation).collect();
+        assert_eq!(annotations, [Some("QQ=="), None, None], "{annotated}");
+        let handler = again.pods()[0].template.metadata.annotations.get(RUNTIME_HANDLER);
+        assert_eq!(handler.map(String::as_str), Some(RUNTIME), "the handler's name is not the class's");
+        let mut manifest = Manifest::read(&[others, none].concat()).unwrap();
+        assert_eq!((manifest.leave_others("sealed").len(), manifest.pods().len()), (0, 2));
+    }
+
+    #[test]
+    fn what_is_of_an_unknown_kind_and_what_is_the_nodes_is_named() {
+        let rollout = format!(
+            "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {{name: r}}\nspec: {{template: {{spec: {POD}}}}}\n"
+        );
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, image: i, resources: {limits: \
+                   {cpu: 1, memory: 1Gi, nvidia.com/gpu: 1, kubernetes.io/batch-cpu: 1}}}]}\n";
+        let manifest = Manifest::read(&format!("{rollout}---\n{pod}")).unwrap();
+        assert_eq!(manifest.unknown(), ["Rollout/r (argoproj.io/v1alpha1)"]);
+        assert_eq!(manifest.pods()[0].extended_resources(), BTreeSet::from(["nvidia.com/gpu"]));
+    }
+
+    #[test]
+    fn an_object_without_a_namespace_is_of_the_one_that_all_is_applied_to() {
+        let map = |namespace: &str, value: &str| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{namespace}}}\ndata: {{a: '{value}'}}\n---\n"
+            )
+        };
+        let read = |maps: &[String], namespace: Option<&str>| {
+            let manifest = Manifest::read_any(&maps.concat()).unwrap();
+            let values = manifest.objects.get(ObjectKind::ConfigMap, namespace, "c");
+            values.map(|values| String::from_utf8(values["a"].bytes.clone()).unwrap())
+        };
+        let (none, shop) = (map("", "none"), map(", namespace: shop", "shop"));
+        for (maps, namespace, expected) in [
+            (vec![none.clone(), shop.clone()], Some("shop"), Some("shop")),
+            (vec![none.clone(), shop.clone()], None, Some("none")),
+            (vec![none], Some("shop"), Some("none")),
+            (vec![shop.clone()], None, None),
+            (vec![shop], Some("bank"), None),
+        ] {
+            assert_eq!(read(&maps, namespace).as_deref(), expected, "{maps:?} {namespace:?}");
+        }
+    }
+
+    #[test]
     fn limits_are_written_where_there_are_any_or_were() {
         const NAME: &str = VolumeLimits::ANNOTATION;
         let annotated = |text: &str, limits: &str| {
             let annotations = PodAnnotations { volume_limits: limits.parse().unwrap(), ..of("QQ==") };
-            Manifest::read(text).unwrap().annotate(&[annotations]).unwrap()
+            Manifest::read(text).unwrap().annotate(&[annotations], RUNTIME).unwrap()
         };
         let read = |text: &str| {
             Manifest::read(text).unwrap().pods()[0].template.metadata.annotations.get(NAME).cloned()
@@ -445,9 +560,9 @@ mod tests {
         let text =
             format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, annotations: {{a: b}}}}\nspec: {POD}\n");
         let manifest = Manifest::read(&text).unwrap();
-        let error = manifest.annotate(&[of(&"a".repeat(256 << 10))]).unwrap_err().to_string();
+        let error = manifest.annotate(&[of(&"a".repeat(256 << 10))], RUNTIME).unwrap_err().to_string();
         assert!(error.contains("Pod/p") && error.contains("262144"), "{error}");
         let room = (256 << 10) - ANNOTATION.len() - 2;
-        assert!(manifest.annotate(&[of(&"a".repeat(room))]).is_ok());
+        assert!(manifest.annotate(&[of(&"a".repeat(room))], RUNTIME).is_ok());
     }
 }

@@ -376,7 +376,7 @@ mod tests {
             ("a: !!binary aGk=\n", "tag"),
             ("a: !mine x\n", "tag"),
             ("a: !mine [x]\n", "tag"),
-            ("a: 0755\n", "octal"),
+            ("a: 0795\n", "begins with 0"),
             ("a: [1\n", "line"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sealpod_pod_policy::{Manifest, ObjectKind, Options, build};
+use sealpod_pod_policy::{Expected, Manifest, ObjectKind, Options, build};
 
 fn pod(spec: &str) -> String {
     format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n")
@@ -46,7 +46,7 @@ fn what_the_guest_cannot_have_is_refused() {
         ("{containers: []}".into(), "containers: there is none"),
         ("{containers: [{name: a, image: i}, {name: a, image: i}]}".into(), "two containers"),
         ("{hostAliases: [{ip: x}], containers: [{name: a, image: i}]}".into(), "hostAliases"),
-        ("{containers: [{name: a}]}".into(), "containers.a.image"),
+        ("{containers: [{name: a}]}".into(), "containers.a.image: there is none"),
         ("{containers: [{name: a, image: 'Not An Image'}]}".into(), "containers.a.image"),
         (container("securityContext: {capabilities: {add: [ALL]}}"), "name those that it needs"),
         (
@@ -66,6 +66,10 @@ fn what_the_guest_cannot_have_is_refused() {
         (
             container("resources: {limits: {memory: 1Gi, hugepages-2Mi: 2Mi}}"),
             "containers.a.resources.limits.hugepages-2Mi: the guest has no huge pages to give",
+        ),
+        (
+            container("resources: {claims: [{name: gpu}]}"),
+            "containers.a.resources.claims: the guest cannot have devices of the node's",
         ),
         (
             container("securityContext: {seccompProfile: {type: Localhost, localhostProfile: p}}"),
@@ -147,7 +151,7 @@ fn what_only_the_cluster_knows_is_refused() {
         (container("envFrom: [{secretRef: {name: s}}]"), "Secret \"s\" is not in the input"),
         (
             container("env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: k}}}]"),
-            "containers.a.env.A: ConfigMap \"c\" is not in the input; add it, or let the cluster choose its content with \
+            "containers.a.env.A: ConfigMap \"c\" is not in the input; give it by --with FILE, or let the cluster choose its content with \
              --allow-any-content ConfigMap/c",
         ),
         (container("env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.phase}}}]"), "status.phase"),
@@ -188,4 +192,40 @@ fn the_author_can_let_the_cluster_choose() {
     let any_content = BTreeSet::from([(ObjectKind::ConfigMap, "c".to_owned())]);
     let options = Options { any_content, ..Options::default() };
     assert!(build(&manifest, &manifest.pods()[0], &options).is_ok());
+}
+
+#[test]
+fn what_the_cluster_makes_in_each_namespace_needs_not_be_given() {
+    let text = pod(&volume(
+        "projected: {sources: [{configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}}]}",
+        "",
+    ));
+    let files = |text: &str| {
+        let manifest = Manifest::read(text).unwrap();
+        let policy = build(&manifest, &manifest.pods()[0], &Options::default()).unwrap();
+        policy.volumes.into_iter().find(|volume| volume.name == "v").unwrap().files.unwrap()
+    };
+    assert_eq!(files(&text)["ca.crt"], None, "any content");
+    let config =
+        "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-root-ca.crt}\ndata: {ca.crt: v}\n";
+    assert!(files(&format!("{text}{config}"))["ca.crt"].is_some(), "what is given is fixed");
+}
+
+#[test]
+fn a_service_account_has_two_names() {
+    let spec = |names: &str| {
+        let account = "env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}}]";
+        container(account).replacen('{', &format!("{{{names} "), 1)
+    };
+    for (names, expected) in [
+        ("", "default"),
+        ("serviceAccount: old,", "old"),
+        ("serviceAccountName: new,", "new"),
+        ("serviceAccount: old, serviceAccountName: new,", "new"),
+    ] {
+        let manifest = Manifest::read(&pod(&spec(names))).unwrap();
+        let policy = build(&manifest, &manifest.pods()[0], &Options::default()).unwrap();
+        let variable = &policy.containers["a"].environment["A"];
+        assert_eq!(variable.value, Expected::Exactly(expected.into()), "{names}");
+    }
 }

@@ -14,6 +14,9 @@ const SHORTEST_PREFIX: usize = 40;
 /// The variable that the Job controller adds behind all others of a container whose `env` has none of this name.
 const COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 
+/// ConfigMaps that the cluster makes in each namespace: the certificates of its own authorities.
+const OF_THE_CLUSTER: [&str; 2] = ["kube-root-ca.crt", "openshift-service-ca.crt"];
+
 /// A container's variables.
 pub(super) struct Environment {
     pub(super) variables: BTreeMap<String, Variable>,
@@ -80,7 +83,7 @@ impl Context<'_> {
                         "envFrom",
                         format!(
                             "{} {name:?} is not in the input, and without it not even the variables' names are known; \
-                             add it, or name the variables one by one in env",
+                             give it by --with FILE, or name the variables one by one in env",
                             kind.name()
                         ),
                     ));
@@ -89,14 +92,12 @@ impl Context<'_> {
             let any = kind == ObjectKind::Secret || self.may_be_anything(kind, name);
             for (key, value) in values {
                 let variable = format!("{}{key}", source.prefix);
-                if value.is_binary || !is_variable_name(&variable) {
-                    continue;
-                }
+                let Some(always) = is_taken(&variable).filter(|_| !value.is_binary) else { continue };
                 let value = match any {
                     true => Expected::Like(Pattern::Anything),
                     false => Expected::Exactly(text(value, key)?),
                 };
-                environment.set(&variable, value, false);
+                environment.set(&variable, value, !always);
             }
         }
         Ok(())
@@ -181,8 +182,10 @@ impl Context<'_> {
             },
             "metadata.uid" | "spec.nodeName" => Expected::Like(Pattern::Name),
             "spec.serviceAccountName" => {
-                let name = self.pod.template.spec.service_account_name.as_deref();
-                Expected::Exactly(name.unwrap_or("default").into())
+                let spec = &self.pod.template.spec;
+                let names = [&spec.service_account_name, &spec.service_account].into_iter().flatten();
+                let given = names.map(String::as_str).find(|name| !name.is_empty());
+                Expected::Exactly(given.unwrap_or("default").into())
             }
             "status.podIP" | "status.podIPs" | "status.hostIP" | "status.hostIPs" => {
                 Expected::Like(Pattern::Address)
@@ -207,14 +210,16 @@ impl Context<'_> {
     }
 
     pub(super) fn may_be_anything(&self, kind: ObjectKind, name: &str) -> bool {
-        self.options.any_content.contains(&(kind, name.to_owned()))
+        let of_cluster = kind == ObjectKind::ConfigMap && OF_THE_CLUSTER.contains(&name);
+        of_cluster && self.object(kind, name).is_none()
+            || self.options.any_content.contains(&(kind, name.to_owned()))
     }
 }
 
 pub(super) fn not_in_input(kind: ObjectKind, name: &str) -> String {
     let kind_name = kind.name();
     format!(
-        "{kind_name} {name:?} is not in the input; add it, or let the cluster choose its content with \
+        "{kind_name} {name:?} is not in the input; give it by --with FILE, or let the cluster choose its content with \
          --allow-any-content {kind_name}/{name}"
     )
 }
@@ -225,10 +230,12 @@ fn text(value: &Value, key: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// As Kubernetes takes them from an object; others it leaves out.
-fn is_variable_name(name: &str) -> bool {
-    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    !name.is_empty() && name.bytes().all(valid) && !name.starts_with(|first: char| first.is_ascii_digit())
+/// Whether Kubernetes makes a variable of an object's key: always, or in newer releases only; nothing where it never does.
+fn is_taken(name: &str) -> Option<bool> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let printable = |byte: u8| byte == b' ' || byte.is_ascii_graphic() && byte != b'=';
+    let always = name.bytes().all(plain) && !name.starts_with(|first: char| first.is_ascii_digit());
+    (!name.is_empty() && name.bytes().all(printable)).then_some(always)
 }
 
 fn key_of<'a>(path: &'a str, field: &str) -> Option<&'a str> {

@@ -86,6 +86,9 @@ pub(super) fn of(spec: &PodSpec, container: &Container) -> Result<Security> {
             return Err(problem(format!("resources.limits.{limit}"), "the guest has no huge pages to give"));
         }
     }
+    if !container.resources.claims.is_empty() {
+        return Err(problem("resources.claims", "the guest cannot have devices of the node's"));
+    }
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
     if unmasked && !own.privileged && own.capabilities.add.iter().any(|name| plain(name) == PRIVILEGED_ONLY) {
         return Err(problem(

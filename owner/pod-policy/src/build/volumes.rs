@@ -213,7 +213,10 @@ impl Context<'_> {
                     let name = object.name.as_deref().unwrap_or_default();
                     problem(
                         "",
-                        format!("{} {name:?} is not in the input; add it, or list its items", kind.name()),
+                        format!(
+                            "{} {name:?} is not in the input; give it by --with FILE, or list its items",
+                            kind.name()
+                        ),
                     )
                 })?);
             }

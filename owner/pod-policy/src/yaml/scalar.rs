@@ -34,13 +34,20 @@ pub(super) fn resolve(
 
 fn number(text: &str) -> Result<Content, (String, &'static str)> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
-    if octal || digits.starts_with("0o") {
-        let what = format!("the octal number {text}");
-        return Err((what, "write it in decimal, or in quotes if it is a text"));
-    }
-    let integer = match digits.strip_prefix("0x").map(|hex| i64::from_str_radix(hex, 16)) {
+    let has_zero = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    let based = match (digits.strip_prefix("0x"), digits.strip_prefix("0o")) {
+        (Some(hexadecimal), _) => Some(i64::from_str_radix(hexadecimal, 16)),
+        (_, Some(octal)) => Some(i64::from_str_radix(octal, 8)),
+        _ if has_zero => Some(i64::from_str_radix(digits, 8)),
+        _ => None,
+    };
+    let integer = match based {
         Some(Ok(number)) if !text.starts_with('-') => Some(number),
+        // Some take it for a decimal number, some for a text.
+        Some(_) if has_zero => {
+            let what = format!("the number {text}, which begins with 0");
+            return Err((what, "write it without, or in quotes if it is a text"));
+        }
         Some(_) => None,
         None => text.parse().ok(),
     };
@@ -70,7 +77,16 @@ mod tests {
         for (text, value) in [("yes", true), ("Off", false), ("true", true), ("n", false)] {
             assert_eq!(plain(text), Content::Bool(value));
         }
-        for (text, value) in [("1", 1), ("-7", -7), ("+7", 7), ("0x1f", 31), ("0", 0)] {
+        for (text, value) in [
+            ("1", 1),
+            ("-7", -7),
+            ("+7", 7),
+            ("0x1f", 31),
+            ("0", 0),
+            ("0644", 420),
+            ("00", 0),
+            ("0o644", 420),
+        ] {
             assert_eq!(plain(text), Content::Number(value.into()), "{text}");
         }
         assert!(matches!(plain("1.5e3"), Content::Number(_)));
@@ -79,7 +95,7 @@ mod tests {
     #[test]
     fn everything_else_is_a_text() {
         for text in
-            ["web", "1.2.3", "10m", "1Gi", "nginx:1", "-", ".", "inf", "NaN", "0x", "2024-01-01", "e3"]
+            ["web", "1.2.3", "10m", "1Gi", "nginx:1", "-", ".", "inf", "NaN", "0x", "0o8", "2024-01-01", "e3"]
         {
             assert_eq!(plain(text), Content::Text(text.into()));
         }
@@ -88,8 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn octal_numbers_are_refused() {
-        assert!(resolve("0644", true, None, false).is_err());
-        assert!(resolve("0o644", true, None, false).is_err());
+    fn what_readers_take_for_different_numbers_is_refused() {
+        for text in ["08", "0649", "-0644"] {
+            assert!(resolve(text, true, None, false).is_err(), "{text}");
+        }
     }
 }
