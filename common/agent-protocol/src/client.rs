@@ -6,13 +6,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use yamux::Mode;
 
 use crate::error::CallError;
 use crate::frame::{self, Answer, Budget, FrameError};
 use crate::hello;
-use crate::limits::{CLIENT_STREAMS, FRAME_BYTES};
+use crate::limits::{CLIENT_CALLS, CLIENT_STREAMS, FRAME_BYTES, SERVER_STREAMS};
 use crate::multiplex::{Multiplexed, buffered, multiplex};
 use crate::request::{Reply, Request};
 use crate::stream::{ByteStream, Keep};
@@ -28,7 +28,9 @@ pub struct Client {
 struct Shared {
     /// Asks the connection's task for a stream. The task ends when this is dropped.
     opener: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
-    places: Arc<Semaphore>,
+    /// For what lasts, and for other calls.
+    streams: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
     budget: Budget,
     lost: watch::Receiver<Option<String>>,
 }
@@ -45,8 +47,8 @@ impl Client {
         let mut transport = buffered(transport);
         let greeting = hello::from_host(&mut transport).await;
         greeting.map_err(|error| CallError::Lost { request: "hello", reason: error.to_string() })?;
-        // The server's limit ends a connection, so this end stays below it and needs none beside `places`.
-        let connection = multiplex(transport, Mode::Client, 2 * CLIENT_STREAMS);
+        // The server's limit ends a connection, so this end stays below it by its own.
+        let connection = multiplex(transport, Mode::Client, SERVER_STREAMS);
         let (opener, openings) = mpsc::channel(1);
         let (loss, lost) = watch::channel(None);
         tokio::spawn(async move {
@@ -54,8 +56,9 @@ impl Client {
             // Nobody listens after the last handle went.
             let _ = loss.send(Some(reason));
         });
-        let places = Arc::new(Semaphore::new(CLIENT_STREAMS));
-        Ok(Self { connection: Arc::new(Shared { opener, places, budget: Budget::new(), lost }) })
+        let (streams, calls) = (Semaphore::new(CLIENT_STREAMS), Semaphore::new(CLIENT_CALLS));
+        let (streams, calls) = (Arc::new(streams), Arc::new(calls));
+        Ok(Self { connection: Arc::new(Shared { opener, streams, calls, budget: Budget::new(), lost }) })
     }
 
     /// Asks, and waits for the answer for as long as it takes.
@@ -126,7 +129,7 @@ impl Client {
     async fn ask(&self, request: &Request) -> Result<(Reply, ByteStream), CallError> {
         let name = request.name();
         let question = frame::encode(request).map_err(|error| self.explain(name, "the request", error))?;
-        let mut stream = self.new_stream(name).await?;
+        let mut stream = self.new_stream(name, self.place(request)?).await?;
         let answer = async {
             stream.write_all(&question).await?;
             stream.flush().await?;
@@ -134,14 +137,25 @@ impl Client {
         };
         match answer.await.map_err(|error| self.explain(name, "the answer", error))? {
             Answer::Ok(reply) => Ok((reply, stream)),
-            Answer::Failed(failure) => Err(CallError::Refused(failure)),
+            Answer::Failed(failure) => Err(CallError::Refused(failure.printable())),
         }
     }
 
-    async fn new_stream(&self, name: &'static str) -> Result<ByteStream, CallError> {
-        let places = self.connection.places.clone();
-        let permit =
-            places.try_acquire_owned().map_err(|_| CallError::TooManyStreams { limit: CLIENT_STREAMS })?;
+    /// A place for a stream. To hear whether the guest is there needs none: no other call can be in its way.
+    fn place(&self, request: &Request) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+        let (places, limit) = match request {
+            Request::Info => return Ok(None),
+            other if other.lasts() => (&self.connection.streams, CLIENT_STREAMS),
+            _ => (&self.connection.calls, CLIENT_CALLS),
+        };
+        places.clone().try_acquire_owned().map(Some).map_err(|_| CallError::TooManyStreams { limit })
+    }
+
+    async fn new_stream(
+        &self,
+        name: &'static str,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<ByteStream, CallError> {
         let (sender, receiver) = oneshot::channel();
         let stream = match self.connection.opener.send(sender).await {
             Ok(()) => receiver.await.ok(),
@@ -150,7 +164,7 @@ impl Client {
         let Some(stream) = stream else {
             return Err(CallError::Lost { request: name, reason: self.lost().await });
         };
-        let keep = Keep { _permit: Some(permit), _connection: Some(self.connection.clone()) };
+        let keep = Keep { _permit: place, _connection: Some(self.connection.clone()) };
         Ok(ByteStream::new(stream, self.connection.lost.clone(), keep))
     }
 

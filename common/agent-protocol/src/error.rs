@@ -47,7 +47,7 @@ pub enum CallError {
         actual: String,
     },
     /// This end has too many calls and streams open.
-    #[error("{limit} calls and streams are open already, no more are allowed")]
+    #[error("{limit} calls or streams of this kind are open already, no more are allowed")]
     TooManyStreams {
         /// The limit.
         limit: usize,

@@ -43,10 +43,12 @@ pub mod limits {
     pub const FRAME_TIME: Duration = Duration::from_secs(30);
     /// How long a stream may stay open before the request on it is complete.
     pub const REQUEST_TIME: Duration = Duration::from_secs(60);
-    /// The calls and byte streams that a client has open at the same time.
-    pub const CLIENT_STREAMS: usize = 192;
+    /// What a client has open at the same time that may last: byte streams, and waits for processes' ends.
+    pub const CLIENT_STREAMS: usize = 160;
+    /// The other calls of a client at the same time. What lasts never takes their place: a process can always be killed.
+    pub const CLIENT_CALLS: usize = 64;
     /// The streams a server keeps at the same time; a peer that opens more loses the connection.
     pub const SERVER_STREAMS: usize = 256;
-    /// The calls a server works on at the same time; more are answered with a failure.
+    /// The calls a server works on at the same time, without waits; more are answered with a failure.
     pub const SERVER_CALLS: usize = 128;
 }

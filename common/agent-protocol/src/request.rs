@@ -93,6 +93,11 @@ impl Request {
         }
     }
 
+    /// Whether this call's stream stays open for as long as a process runs, or longer.
+    pub(crate) fn lasts(&self) -> bool {
+        self.opens_stream() || matches!(self, Self::WaitProcess(_))
+    }
+
     /// Whether this call's stream carries raw bytes after the answer.
     pub fn opens_stream(&self) -> bool {
         matches!(self, Self::WriteStdin(_) | Self::ReadStdout(_) | Self::ReadStderr(_) | Self::ForwardPort(_))
@@ -650,6 +655,23 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The key broker's id of the refusal, under which the owner's audit log has the reason.
     pub denial: Option<String>,
+}
+
+impl Failure {
+    /// The most of each text that is taken from a guest, in characters.
+    const LONGEST: usize = 8192;
+
+    /// As it can go into logs and events, whoever wrote it: each text one line, of bounded length.
+    pub(crate) fn printable(self) -> Self {
+        let line = |text: String| {
+            // Others' marks would reorder what is beside them.
+            let marks = |mark: &char| matches!(mark, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let characters = text.chars().filter(|character| !marks(character)).take(Self::LONGEST);
+            characters.map(|character| if character.is_control() { ' ' } else { character }).collect()
+        };
+        let Self { kind, message, hint, denial } = self;
+        Self { kind, message: line(message), hint: hint.map(line), denial: denial.map(line) }
+    }
 }
 
 /// Sorts of failure.

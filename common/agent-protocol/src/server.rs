@@ -114,11 +114,12 @@ impl<H: Handler> Session<H> {
     }
 
     async fn attend_call(&self, request: Request, mut stream: ByteStream) {
-        let Ok(_permit) = self.calls.try_acquire() else {
+        let may_be_dropped = request.lasts();
+        let place = if may_be_dropped { Ok(None) } else { self.calls.try_acquire().map(Some) };
+        let Ok(_place) = place else {
             answer(&mut stream, Err(too_many_calls())).await;
             return;
         };
-        let may_be_dropped = matches!(request, Request::WaitProcess(_));
         let mut call = std::pin::pin!(self.handler.call(request));
         let outcome = tokio::select! {
             outcome = &mut call => Some(outcome),

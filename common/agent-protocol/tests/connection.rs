@@ -291,21 +291,33 @@ async fn a_client_bounds_its_own_streams_and_gets_places_back() {
     for _ in 0..limits::CLIENT_STREAMS {
         streams.push(client.open(Request::WriteStdin(process("c"))).await.unwrap());
     }
-    let error = client.call(Request::Info).await.unwrap_err();
-    assert!(matches!(error, CallError::TooManyStreams { limit: limits::CLIENT_STREAMS }), "{error}");
-    drop(streams);
+    for request in [Request::WriteStdin(process("c")), Request::WaitProcess(process("c"))] {
+        let error = client.call(request).await.unwrap_err();
+        assert!(matches!(error, CallError::TooManyStreams { limit: limits::CLIENT_STREAMS }), "{error}");
+    }
+    // What lasts is in nobody's way.
+    let slow = || client.call(Request::PullImage(PullImage { image: "slow".into() }));
+    let mut calls: Vec<_> = (0..limits::CLIENT_CALLS).map(|_| Box::pin(slow())).collect();
+    for call in &mut calls {
+        assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
+    }
+    let error = slow().await.unwrap_err();
+    assert!(matches!(error, CallError::TooManyStreams { limit: limits::CLIENT_CALLS }), "{error}");
+    client.call(Request::Info).await.unwrap();
+    drop((streams, calls));
     for _ in 0..3 * limits::CLIENT_STREAMS {
-        client.call(Request::Info).await.unwrap();
+        client.open(Request::WriteStdin(process("c"))).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn more_calls_than_the_guest_works_on_are_answered_with_a_failure() {
-    let (client, _, _) = connected().await;
-    let calls = futures::future::join_all((0..limits::SERVER_CALLS + 5).map(|_| {
-        let wait = Request::WaitProcess(process("c"));
-        client.call_with_timeout(wait, Duration::from_millis(500))
-    }));
+    let (client, guest, _) = connected().await;
+    guest.hung.store(true, Ordering::Relaxed);
+    let calls = futures::future::join_all(
+        (0..limits::SERVER_CALLS + 5)
+            .map(|_| client.call_with_timeout(Request::Info, Duration::from_millis(500))),
+    );
     let outcomes = calls.await;
     let exhausted = |outcome: &&Result<Reply, CallError>| {
         matches!(outcome, Err(CallError::Refused(Failure { kind: FailureKind::Exhausted, .. })))

@@ -191,6 +191,23 @@ async fn an_answer_that_makes_no_sense_is_an_error_of_that_call() {
     assert!(matches!(error, CallError::BadReply { request: "Info", .. }), "{error}");
 }
 
+#[tokio::test]
+async fn what_a_guest_says_of_a_failure_is_one_line_of_bounded_length() {
+    let (host, mut guest) = tokio::io::duplex(1 << 20);
+    let client = guest_of(host, &mut guest).await;
+    let call = tokio::spawn(async move { client.call(Request::Info).await });
+    data_for(&mut guest, 1).await;
+    let message = format!("x\nlevel=error\u{1b}[2J\u{202e}{}", "y".repeat(100_000));
+    let failed = serde_json::json!({ "failed": { "kind": "internal", "message": message, "hint": "a\r\nb", "denial": "\0" } });
+    let body = frame(failed.to_string().as_bytes());
+    guest.write_all(&header(DATA, 2, 1, u32::try_from(body.len()).unwrap())).await.unwrap();
+    guest.write_all(&body).await.unwrap();
+    let CallError::Refused(failure) = call.await.unwrap().unwrap_err() else { panic!("it is a refusal") };
+    assert!(failure.message.starts_with("x level=error [2Jyyy"), "{}", failure.message);
+    assert_eq!(failure.message.chars().count(), 8192);
+    assert_eq!((failure.hint.as_deref(), failure.denial.as_deref()), (Some("a  b"), Some(" ")));
+}
+
 #[test]
 fn every_failure_kind_survives_the_wire() {
     use FailureKind::*;

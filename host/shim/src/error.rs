@@ -114,13 +114,17 @@ impl Error {
 
     /// Whether the guest did not answer at all.
     pub(crate) fn is_of_lost_guest(&self) -> bool {
-        matches!(self, Self::Agent(lost) if !matches!(lost, CallError::Refused(_)))
+        matches!(
+            self,
+            Self::Agent(CallError::Lost { .. } | CallError::TimedOut { .. } | CallError::BadReply { .. })
+        )
     }
 }
 
 fn of_call(error: &CallError) -> String {
     match error {
         CallError::Refused(failure) => of_failure(failure),
+        CallError::TooLarge { .. } | CallError::TooManyStreams { .. } => error.to_string(),
         lost => format!("the connection to the guest broke: {lost}"),
     }
 }

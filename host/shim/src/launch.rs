@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
 
 use crate::bootstrap;
 use crate::cgroup::Cgroup;
@@ -135,10 +136,11 @@ fn spawn(line: &CommandLine, bundle: &Path) -> Result<String, Error> {
     }
 }
 
-/// containerd reads a FIFO in the bundle into its own log.
+/// The engine reads a FIFO in the bundle into its own log. Where it does not, lines are lost rather than waited for: CRI-O
+/// does not come back to it when it starts anew.
 fn log(bundle: &Path) -> Stdio {
-    let fifo = std::fs::File::options().read(true).write(true).open(bundle.join("log"));
-    fifo.map_or_else(|_| Stdio::null(), Stdio::from)
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(bundle.join("log"), flags, Mode::empty()).map_or_else(|_| Stdio::null(), Stdio::from)
 }
 
 /// A folder that only root can enter.

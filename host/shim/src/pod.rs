@@ -14,7 +14,7 @@ use sealpod_agent_protocol::{
     SignalProcess, StartPod, Statistics, StatisticsOf, UpdateContainer, VolumeLimits,
 };
 use sealpod_sandbox::{Disks, GuestImage, Network, Sandbox, SandboxConfig, Tpm};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::cgroup::Cgroup;
@@ -39,6 +39,10 @@ const OOM: &str = "oom";
 const FAILED: u32 = 255;
 /// How long after its guest's last answer a pod may take to end.
 const END: Duration = Duration::from_secs(10);
+/// How long a container that is killed, or removed, may take to be gone. Engines wait two minutes.
+const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// SIGKILL.
+const KILL: u32 = 9;
 
 /// A pod whose VM runs.
 #[derive(Debug)]
@@ -187,7 +191,32 @@ impl Pod {
     }
 
     /// Pulls the image in the guest and prepares a container there. `image` is that which the engine has left to it.
+    ///
+    /// Engines give up after a time. What was begun is finished then, and taken away again: they would not do it.
     pub(crate) async fn create(
+        self: &Arc<Self>,
+        task: Task,
+        spec: Spec,
+        image: Option<String>,
+    ) -> Result<Arc<Container>, Error> {
+        let (answer, answered) = oneshot::channel();
+        let pod = self.clone();
+        tokio::spawn(async move {
+            let made = pod.prepare(task, &spec, image.as_deref()).await;
+            if let Err(Ok(unwanted)) = answer.send(made) {
+                tracing::warn!(
+                    container = unwanted.id,
+                    "its engine has given up on a container, which is removed"
+                );
+                if let Err(error) = pod.remove(&unwanted).await {
+                    tracing::warn!(container = unwanted.id, %error, "it cannot be removed");
+                }
+            }
+        });
+        answered.await.map_err(|_| Error::Conflict("the container was not prepared to the end".into()))?
+    }
+
+    async fn prepare(
         self: &Arc<Self>,
         task: Task,
         spec: &Spec,
@@ -253,8 +282,7 @@ impl Pod {
         let reference = ProcessRef { container: container.id.clone(), exec: None };
         let process = &container.process;
         let starting = process.starts()?;
-        let outputs =
-            streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        let outputs = streams::attach(&self.agent, &reference, process).await?;
         let name = ContainerRef { container: container.id.clone() };
         self.agent.call(Request::StartContainer(name)).await?;
         starting.done();
@@ -292,8 +320,7 @@ impl Pod {
             streams::close(&process.paths);
             return Err(error.into());
         }
-        let outputs =
-            streams::attach(&self.agent, &reference, &process.paths, process.input_ends.clone()).await?;
+        let outputs = streams::attach(&self.agent, &reference, process).await?;
         starting.done();
         self.follow(reference, container.id.clone(), process.clone(), outputs);
         Ok(())
@@ -378,22 +405,51 @@ impl Pod {
     ) -> Result<(), Error> {
         let signal =
             u8::try_from(signal).map_err(|_| Error::Invalid(format!("there is no signal {signal}")))?;
-        let send = SignalProcess { process: reference.clone(), signal, all };
-        match self.agent.call(Request::SignalProcess(send)).await.map_err(Error::from) {
+        let send = Request::SignalProcess(SignalProcess { process: reference.clone(), signal, all });
+        let kills = u32::from(signal) == KILL && reference.exec.is_none();
+        let sent = match kills {
+            true => self.agent.call_with_timeout(send, KILL_PATIENCE).await,
+            false => self.agent.call(send).await,
+        };
+        match sent.map_err(Error::from) {
             // The pod ends with its guest, and all of its processes.
-            Err(error) if error.is_of_lost_guest() => {
+            Err(error) if kills && !error.is_gone() || error.is_of_lost_guest() => {
+                if kills {
+                    self.end_instead(&reference.container, &error);
+                }
                 let ended = tokio::time::timeout(END, process.wait()).await;
                 return ended.map(drop).map_err(|_| error);
             }
             Err(error) if !error.is_gone() || process.is_starting() => return Err(error),
             _ => {}
         }
+        let name = reference.container.clone();
         // Nobody waits for one that was not started, or could not be.
         if !process.is_starting() && process.status() == Status::CREATED {
             let container = reference.container.clone();
-            self.follow(reference, container, process, Outputs::default());
+            self.follow(reference, container, process.clone(), Outputs::default());
+        }
+        if kills {
+            self.expect_end(name, process);
         }
         Ok(())
+    }
+
+    /// Sees to it that what was killed ends, whatever the guest says.
+    fn expect_end(self: &Arc<Self>, container: String, process: Arc<Process>) {
+        let pod = self.clone();
+        tokio::spawn(async move {
+            if tokio::time::timeout(KILL_PATIENCE, process.wait()).await.is_err() {
+                pod.end_instead(&container, &Error::Conflict("it was killed and has not ended".into()));
+            }
+        });
+    }
+
+    /// Ends the pod where a container in it does not go: whether it runs at all is the host's affair, whatever the guest, or
+    /// its policy, thinks of that.
+    fn end_instead(&self, container: &str, error: &Error) {
+        tracing::warn!(container, %error, "a container cannot be ended, so its pod is");
+        self.stop(KILL);
     }
 
     /// Sets a terminal's size.
@@ -435,8 +491,11 @@ impl Pod {
     pub(crate) async fn remove(&self, container: &Container) -> Result<Exit, Error> {
         if self.sandbox.exit().is_none() {
             let name = ContainerRef { container: container.id.clone() };
-            match self.agent.call(Request::RemoveContainer(name)).await.map_err(Error::from) {
-                Err(error) if !error.is_gone() && self.sandbox.exit().is_none() => return Err(error),
+            let removing = self.agent.call_with_timeout(Request::RemoveContainer(name), KILL_PATIENCE);
+            match removing.await.map_err(Error::from) {
+                Err(error) if !error.is_gone() && self.sandbox.exit().is_none() => {
+                    self.end_instead(&container.id, &error);
+                }
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! One process as containerd sees it: a task of a container, or an exec in it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::protobuf::MessageField;
@@ -52,7 +52,7 @@ impl From<ExitStatus> for Exit {
 pub(crate) struct Process {
     pub(crate) paths: Paths,
     /// Told when containerd closes the process's input.
-    pub(crate) input_ends: Arc<Notify>,
+    pub(crate) input_ends: Notify,
     phase: Mutex<Phase>,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -70,7 +70,7 @@ impl Process {
     pub(crate) fn new(paths: Paths) -> Self {
         Self {
             paths,
-            input_ends: Arc::default(),
+            input_ends: Notify::new(),
             phase: Mutex::new(Phase::Created),
             exit: watch::Sender::new(None),
         }

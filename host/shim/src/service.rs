@@ -105,7 +105,8 @@ impl Service {
                 let pod = self.pod().await?;
                 let mut options = request.rootfs.iter().map(|mount| mount.options.as_slice());
                 let image = options.find_map(|options| specification::left_to_the_guest(options).transpose());
-                pod.create(task, &spec, image.transpose()?.as_deref()).await?;
+                let image = image.transpose()?;
+                pod.create(task, spec, image).await?;
                 pod.number(&request.id)
             }
         };

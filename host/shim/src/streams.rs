@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::error::Error;
+use crate::process::Process;
 
 const BUFFER: usize = 64 * 1024;
 /// How long nothing may come from a process that has ended before its output is taken to be held by another, to which
@@ -83,13 +84,13 @@ impl Outputs {
 /// its end.
 pub(crate) async fn attach(
     agent: &Client,
-    process: &ProcessRef,
-    paths: &Paths,
-    input_ends: Arc<Notify>,
+    reference: &ProcessRef,
+    process: &Arc<Process>,
 ) -> Result<Outputs, Error> {
-    let mut streams = vec![(Request::ReadStdout(process.clone()), &paths.stdout)];
+    let paths = &process.paths;
+    let mut streams = vec![(Request::ReadStdout(reference.clone()), &paths.stdout)];
     if !paths.terminal {
-        streams.push((Request::ReadStderr(process.clone()), &paths.stderr));
+        streams.push((Request::ReadStderr(reference.clone()), &paths.stderr));
     }
     let mut outputs = Outputs::default();
     for (request, path) in streams {
@@ -100,8 +101,15 @@ pub(crate) async fn attach(
     }
     if !paths.stdin.is_empty() {
         let fifo = open_input(&paths.stdin)?;
-        if let Some(stream) = open(agent, Request::WriteStdin(process.clone())).await? {
-            tokio::spawn(copy_input(fifo, stream, input_ends));
+        if let Some(stream) = open(agent, Request::WriteStdin(reference.clone())).await? {
+            let process = process.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = copy_input(fifo, stream, &process.input_ends) => {}
+                    // The end of a terminal's input is told by nobody.
+                    _ = process.wait() => {}
+                }
+            });
         }
     }
     Ok(outputs)
@@ -165,7 +173,7 @@ async fn copy_output(mut stream: ByteStream, mut fifo: Option<pipe::Sender>, pro
     }
 }
 
-async fn copy_input(mut fifo: pipe::Receiver, mut stream: ByteStream, ends: Arc<Notify>) {
+async fn copy_input(mut fifo: pipe::Receiver, mut stream: ByteStream, ends: &Notify) {
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = tokio::select! {

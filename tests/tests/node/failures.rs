@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sealpod_tests::node::{ADDRESSES, NodePod, RUNTIME, control_groups, cri};
-use sealpod_tests::{Node, program};
+use sealpod_tests::{InitData, Node, program};
 use tonic::Status;
 
 use crate::streams::{STDIN, STDOUT, attach};
@@ -15,7 +15,7 @@ use crate::volumes::{self, kubelets, mount};
 use crate::world::World;
 
 /// The programs that a pod takes.
-const SHIM: &str = "containerd-shim-sealpod-v2";
+pub(crate) const SHIM: &str = "containerd-shim-sealpod-v2";
 const VM: &str = "qemu-system-x86_64";
 const TPM: &str = "swtpm";
 
@@ -390,6 +390,52 @@ pub(crate) async fn a_pod_whose_guest_hangs_is_removed_and_costs_no_other(world:
     assert_eq!(node.exec(&other, "echo unmoved").await.unwrap().stdout, b"unmoved\n");
     node.remove(&pod).await;
     nothing_is_left(&node, &before).await;
+}
+
+/// A pod's owner, or a guest that was taken over, cannot keep a node from ending it.
+pub(crate) async fn a_pod_that_may_not_be_killed_is_removed_all_the_same(world: &World) {
+    let node = world.node().await;
+    let _shared = world.pod(&node).await;
+    let before = inventory();
+    let init_data = world.owner().init_data(&InitData {
+        agent_policy: Some(
+            "package agent_policy\nCreateContainer := true\nSignalProcess := false\nRemoveContainer := false\n",
+        ),
+        ..InitData::default()
+    });
+    let pod = node.run_pod("stays", &init_data).await;
+    node.pull(&world.image()).await;
+    let id = node.spawn(&pod, node.container_config("main", &world.image(), "sleep 1000")).await;
+    let stop = cri::StopContainerRequest { container_id: id, timeout: 5 };
+    let refused = node.runtime().stop_container(stop).await.unwrap_err();
+    assert!(refused.message().contains("rule SignalProcess is false"), "{}", refused.message());
+    assert!(node.is_ready(&pod).await, "it was asked to end, and may say no");
+    node.remove(&pod).await;
+    assert!(node.log().contains("a container cannot be ended, so its pod is"), "{}", node.log());
+    nothing_is_left(&node, &before).await;
+}
+
+/// kubelet's requests have a deadline, and pulling an image may take longer.
+pub(crate) async fn a_container_on_which_its_engine_gives_up_is_removed(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let config = |name: &str| node.container_config(name, &world.image(), "sleep 1000");
+    let late = node.try_create(&pod, config("late")).await.unwrap();
+    // None are not told.
+    let in_guest = || node.metrics(&pod.id)["pids"]["current"].as_u64().unwrap_or_default();
+    let before = in_guest();
+    let still = Still::keep(process_of(&pod, VM));
+    let mut start = tonic::Request::new(cri::StartContainerRequest { container_id: late.clone() });
+    start.set_timeout(Duration::from_secs(3));
+    assert!(node.runtime().start_container(start).await.is_err());
+    drop(still);
+    node.until("it is removed", async || {
+        node.log().contains("its engine has given up on a container").then_some(())
+    })
+    .await;
+    node.until("it is gone from the guest", async || (in_guest() <= before).then_some(())).await;
+    let next = node.spawn(&pod, config("next")).await;
+    assert_eq!(node.exec(&next, "echo next").await.unwrap().stdout, b"next\n");
 }
 
 /// Which of a pod's first processes are killed: the programs, and a word of their arguments.

@@ -79,6 +79,7 @@ fn main() -> ExitCode {
     ));
     trials.extend(trials!(world, streams:
         an_exec_on_a_terminal_heeds_its_size_and_what_is_typed,
+        execs_on_terminals_leave_nothing_with_the_shim,
         files_are_copied_both_ways_as_kubectl_cp_does,
         one_attaches_to_a_container_and_its_input_ends_with_that,
         a_containers_own_terminal_is_attached_to,
@@ -120,6 +121,8 @@ fn main() -> ExitCode {
         a_pod_killed_while_a_container_is_stopped_or_removed_fails_and_leaves_nothing,
         a_pod_killed_while_it_is_stopped_or_removed_leaves_nothing,
         a_pod_whose_guest_hangs_is_removed_and_costs_no_other,
+        a_pod_that_may_not_be_killed_is_removed_all_the_same,
+        a_container_on_which_its_engine_gives_up_is_removed,
     ));
     trials.extend(trials!(world, engines:
         pods_outlive_containerd,

@@ -13,6 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use crate::failures::{SHIM, processes};
 use crate::world::World;
 
 /// The channels of the protocol `v4.channel.k8s.io`: the first byte of each message.
@@ -131,6 +132,22 @@ pub(crate) async fn an_exec_on_a_terminal_heeds_its_size_and_what_is_typed(world
     stream.send(STDIN, b"echo st''ill here; exit 3\n").await;
     stream.until(STDOUT, b"still here").await;
     assert_eq!(stream.exit_code().await, 3);
+}
+
+pub(crate) async fn execs_on_terminals_leave_nothing_with_the_shim(world: &World) {
+    let node = world.node().await;
+    let pod = world.pod(&node).await;
+    let id = node.spawn(&pod, node.container_config("visited", &world.image(), "sleep 1000")).await;
+    let shim = processes(SHIM, &pod.id)[0];
+    let descriptors =
+        || std::fs::read_dir(format!("/proc/{}/fd", shim.as_raw_pid())).map_or(0, Iterator::count);
+    let before = descriptors();
+    for _ in 0..3 {
+        let mut stream = exec(&node, &id, &["/bin/sh"], true, true).await;
+        stream.send(STDIN, b"exit 3\n").await;
+        assert_eq!(stream.exit_code().await, 3);
+    }
+    node.until("their streams are closed", async || (descriptors() <= before).then_some(())).await;
 }
 
 pub(crate) async fn files_are_copied_both_ways_as_kubectl_cp_does(world: &World) {

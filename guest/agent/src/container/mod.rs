@@ -397,15 +397,24 @@ impl Containers {
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Failure> {
         let container = self.get(id)?;
         container.end().await?;
+        match self.all.lock().unwrap_or_else(PoisonError::into_inner).get_mut(id) {
+            // The id stays taken until its files are gone.
+            Some(known) if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &container)) => {
+                *known = None
+            }
+            // Another call has removed it, and the id may be another container's by now.
+            _ => return Ok(()),
+        }
         let folders = container.folders.clone();
         let name = id.to_owned();
         let removed = tokio::task::spawn_blocking(move || folders.remove(&name)).await;
-        removed
-            .map_err(io::Error::other)
-            .and_then(|removed| removed)
-            .map_err(|error| internal("remove the container's files", &error))?;
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        Ok(())
+        let removed = removed.map_err(io::Error::other).and_then(|removed| removed);
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        match removed {
+            Ok(()) => drop(all.remove(id)),
+            Err(_) => drop(all.insert(id.to_owned(), Some(container))),
+        }
+        removed.map_err(|error| internal("remove the container's files", &error))
     }
 
     fn get(&self, id: &str) -> Result<Arc<Container>, Failure> {

@@ -29,7 +29,8 @@ const TUNING: [&str; 7] = ["defaults", "rw", "noatime", "nodiratime", "relatime"
 /// Engines give a privileged container the host's devices too, unless told otherwise, and a rule for all of them.
 pub(super) fn devices(linux: &Linux, privileged: bool) -> Result<Vec<(Device, Disk)>, Error> {
     let asked_for = |device: &&LinuxDevice| {
-        !privileged || own_rules(linux, device.major(), device.minor()).next().is_some()
+        let numbers = (device.major(), device.minor());
+        !privileged || own_rules(linux, device.typ(), numbers).next().is_some()
     };
     let devices = linux.devices().iter().flatten().filter(asked_for);
     devices.map(|device| block_device(linux, device)).collect()
@@ -63,17 +64,22 @@ fn block_device(linux: &Linux, device: &LinuxDevice) -> Result<(Device, Disk), E
 
 /// Engines tell a device's access by the rules of control groups.
 fn is_writable(linux: &Linux, (major, minor): (u32, u32)) -> bool {
-    own_rules(linux, major.into(), minor.into())
+    own_rules(linux, LinuxDeviceType::B, (major.into(), minor.into()))
         .any(|rule| rule.access().as_deref().is_none_or(|access| access.contains('w')))
 }
 
-/// The rules that allow something with just this block device.
-fn own_rules(linux: &Linux, major: i64, minor: i64) -> impl Iterator<Item = &LinuxDeviceCgroup> {
+/// The rules that allow something with just this device.
+fn own_rules(
+    linux: &Linux,
+    kind: LinuxDeviceType,
+    (major, minor): (i64, i64),
+) -> impl Iterator<Item = &LinuxDeviceCgroup> {
     let rules = linux.resources().iter().flat_map(|resources| resources.devices().iter().flatten());
-    let is_block =
-        |rule: &LinuxDeviceCgroup| matches!(rule.typ(), None | Some(LinuxDeviceType::A | LinuxDeviceType::B));
+    let kinds = [None, Some(LinuxDeviceType::A), Some(kind)];
     let numbers = (Some(major), Some(minor));
-    rules.filter(move |rule| rule.allow() && is_block(rule) && (rule.major(), rule.minor()) == numbers)
+    rules.filter(move |rule| {
+        rule.allow() && kinds.contains(&rule.typ()) && (rule.major(), rule.minor()) == numbers
+    })
 }
 
 /// The kernel's own name of a device leads to its node.
@@ -248,6 +254,15 @@ mod tests {
             Ok(devices) => assert_eq!(devices.len(), 1),
             Err(refusal) => assert!(refusal.to_string().contains("7:3"), "{refusal}"),
         }
+        // Of a device's plugin, with a rule of its own.
+        let graphics = r#"{"path": "/dev/nvidia0", "type": "c", "major": 7, "minor": 3}"#;
+        let mut linux = linux(graphics, "rwm");
+        assert!(devices(&linux, true).unwrap().is_empty(), "its rule is a block device's");
+        let rule = r#"{"allow": true, "type": "c", "major": 7, "minor": 3, "access": "rwm"}"#;
+        let resources = format!(r#"{{"devices": [{rule}]}}"#);
+        linux.set_resources(serde_json::from_str(&resources).unwrap());
+        let refusal = devices(&linux, true).unwrap_err().to_string();
+        assert!(refusal.contains("the device /dev/nvidia0"), "{refusal}");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use super::{Error, refused};
 /// A file of control groups (version 2) that kubelet sets: of a container's processes all are killed, or none.
 pub(super) const KILL_TOGETHER: &str = "memory.oom.group";
 
+/// What a quota of processor time is of where nothing else is said, in microseconds: the kernel's own (`cpu.cfs_period_us`).
+const USUAL_PERIOD: u64 = 100_000;
+
 /// The limits of a container.
 pub(super) fn typed(resources: &LinuxResources) -> Result<Resources, Error> {
     if resources.hugepage_limits().iter().flatten().any(|limit| limit.limit() > 0) {
@@ -19,10 +22,10 @@ pub(super) fn typed(resources: &LinuxResources) -> Result<Resources, Error> {
     let (cpu, memory) = (resources.cpu().as_ref(), resources.memory().as_ref());
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let quota = cpu.and_then(|cpu| cpu.quota()).and_then(positive);
-    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0);
+    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(USUAL_PERIOD);
     Ok(Resources {
         memory_bytes: memory.and_then(|memory| memory.limit()).and_then(positive),
-        cpu_millis: quota.zip(period).map(|(quota, period)| quota.saturating_mul(1000) / period),
+        cpu_millis: quota.map(|quota| quota.saturating_mul(1000) / period),
         cpu_weight: cpu.and_then(|cpu| cpu.shares()).filter(|shares| *shares > 0).map(weight),
         cpus: cpu.and_then(|cpu| cpu.cpus().clone()).filter(|cpus| !cpus.is_empty()),
         pids: resources.pids().as_ref().and_then(|pids| positive(pids.limit())),
@@ -61,6 +64,14 @@ mod tests {
             oom_score_adj: None,
         };
         assert_eq!(limits.unwrap(), expected);
+    }
+
+    #[test]
+    fn a_quota_without_a_period_is_of_the_usual_one() {
+        for period in ["", r#", "period": 0"#, r#", "period": 100000"#] {
+            let limits = read(&format!(r#"{{"cpu": {{"quota": 25000{period}}}}}"#)).unwrap();
+            assert_eq!(limits.cpu_millis, Some(250), "{period}");
+        }
     }
 
     #[test]
