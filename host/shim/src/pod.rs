@@ -516,6 +516,7 @@ impl Pod {
             }
         }
         exec.process.ended(Exit::now(KILLED));
+        exec.process.forget();
         container.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(exec.process.wait().await)
     }

@@ -55,6 +55,7 @@ pub(crate) struct Process {
     pub(crate) input_ends: Notify,
     phase: Mutex<Phase>,
     exit: watch::Sender<Option<Exit>>,
+    forgotten: watch::Sender<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ impl Process {
             input_ends: Notify::new(),
             phase: Mutex::new(Phase::Created),
             exit: watch::Sender::new(None),
+            forgotten: watch::Sender::new(false),
         }
     }
 
@@ -120,6 +122,17 @@ impl Process {
         let mut exit = self.exit.subscribe();
         let known = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
         known.unwrap_or_else(|| Exit::now(KILLED))
+    }
+
+    /// Notes that the engine asks for it no more.
+    pub(crate) fn forget(&self) {
+        self.forgotten.send_replace(true);
+    }
+
+    /// Waits until nobody reads its output any more.
+    pub(crate) async fn forgotten(&self) {
+        // It fails where all of this is gone.
+        let _ = self.forgotten.subscribe().wait_for(|forgotten| *forgotten).await;
     }
 
     pub(crate) fn status(&self) -> Status {

@@ -96,7 +96,14 @@ pub(crate) async fn attach(
     for (request, path) in streams {
         let fifo = open_output(path)?;
         if let Some(stream) = open(agent, request).await? {
-            outputs.copies.spawn(copy_output(stream, fifo, outputs.progress.clone()));
+            let (process, progress) = (process.clone(), outputs.progress.clone());
+            outputs.copies.spawn(async move {
+                tokio::select! {
+                    () = copy_output(stream, fifo, progress) => {}
+                    // Processes that it left behind may have its output, and hold it open for ever.
+                    () = process.forgotten() => {}
+                }
+            });
         }
     }
     if !paths.stdin.is_empty() {

@@ -17,6 +17,9 @@ pub enum Containerd {
     V2,
 }
 
+/// How long releases that know it wait for the output of a process whose end they have seen.
+const DRAIN: &str = "drain_exec_sync_io_timeout = \"3s\"";
+
 impl Containerd {
     /// The folder with its programs; nothing for those of the system.
     pub(super) fn folder(self) -> Option<PathBuf> {
@@ -58,9 +61,11 @@ options = {{ ConfigPath = "{place}/shim.toml" }}
         match self {
             Self::V1_6 | Self::V1_7 => {
                 // Each has what it has: one snapshotter for all runtimes, or one for each.
-                let (global, own) = match self {
-                    Self::V1_6 => ("snapshotter = \"sealpod\"\ndisable_snapshot_annotations = false\n", ""),
-                    _ => ("snapshotter = \"native\"\n", "snapshotter = \"sealpod\"\n"),
+                let (more, global, own) = match self {
+                    Self::V1_6 => {
+                        ("", "snapshotter = \"sealpod\"\ndisable_snapshot_annotations = false\n", "")
+                    }
+                    _ => (DRAIN, "snapshotter = \"native\"\n", "snapshotter = \"sealpod\"\n"),
                 };
                 format!(
                     r#"version = 2
@@ -69,6 +74,7 @@ options = {{ ConfigPath = "{place}/shim.toml" }}
   sandbox_image = "{pause}"
   # runc lowers the sandbox's score, which root without CAP_SYS_RESOURCE may not.
   restrict_oom_score_adj = true
+  {more}
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = "{place}/cni"
@@ -107,6 +113,7 @@ runtime_type = "io.containerd.runc.v2"
   snapshotter = "sealpod"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+  {DRAIN}
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["/usr/lib/cni"]
   conf_dir = "{place}/cni"

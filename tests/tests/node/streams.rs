@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use sealpod_tests::Node;
-use sealpod_tests::node::cri;
+use sealpod_tests::node::{NodePod, cri};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -138,16 +138,20 @@ pub(crate) async fn execs_on_terminals_leave_nothing_with_the_shim(world: &World
     let node = world.node().await;
     let pod = world.pod(&node).await;
     let id = node.spawn(&pod, node.container_config("visited", &world.image(), "sleep 1000")).await;
-    let shim = processes(SHIM, &pod.id)[0];
-    let descriptors =
-        || std::fs::read_dir(format!("/proc/{}/fd", shim.as_raw_pid())).map_or(0, Iterator::count);
-    let before = descriptors();
+    let before = descriptors_of_shim(&pod);
     for _ in 0..3 {
         let mut stream = exec(&node, &id, &["/bin/sh"], true, true).await;
         stream.send(STDIN, b"exit 3\n").await;
         assert_eq!(stream.exit_code().await, 3);
     }
-    node.until("their streams are closed", async || (descriptors() <= before).then_some(())).await;
+    let closed = async || (descriptors_of_shim(&pod) <= before).then_some(());
+    node.until("their streams are closed", closed).await;
+}
+
+/// How many the shim of a pod has.
+pub(crate) fn descriptors_of_shim(pod: &NodePod) -> usize {
+    let shim = processes(SHIM, &pod.id)[0];
+    std::fs::read_dir(format!("/proc/{}/fd", shim.as_raw_pid())).unwrap().count()
 }
 
 pub(crate) async fn files_are_copied_both_ways_as_kubectl_cp_does(world: &World) {

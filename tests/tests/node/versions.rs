@@ -6,6 +6,7 @@ use sealpod_tests::node::{Containerd, NodePod, RUNTIME, cri};
 
 use crate::containers::{default_profile, security};
 use crate::failures::{inventory, nothing_is_left};
+use crate::streams::descriptors_of_shim;
 use crate::volumes::{LIMITS, kubelets, mount};
 use crate::world::World;
 
@@ -47,6 +48,7 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     let id = node.spawn(&pod, node.container_config("second", &image, "sleep 1000")).await;
     let answer = node.exec(&id, "echo here; exit 5").await.unwrap();
     assert_eq!((answer.exit_code, answer.stdout), (5, b"here\n".to_vec()));
+    what_an_exec_left_behind_holds_nothing(&node, &pod, &id).await;
     let stats = cri::ContainerStatsRequest { container_id: id.clone() };
     let stats = node.runtime().container_stats(stats).await.unwrap().into_inner().stats.unwrap();
     assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
@@ -66,6 +68,17 @@ async fn runs_pods(world: &World, version: Containerd, folder: &str) {
     assert_eq!(node.status(&id).await.exit_code, 137);
     node.remove(&pod).await;
     nothing_is_left(&node, &there).await;
+}
+
+/// A process that an exec leaves behind has its output, for whose end the engine waits; until it gives up.
+async fn what_an_exec_left_behind_holds_nothing(node: &Node, pod: &NodePod, id: &str) {
+    let before = descriptors_of_shim(pod);
+    let left = "while sleep 1; do echo still here || touch /tmp/broken; done & echo $! > /tmp/left";
+    assert!(node.exec(id, left).await.is_err(), "nobody gave up");
+    let closed = async || (descriptors_of_shim(pod) <= before).then_some(());
+    node.until("its streams are closed", closed).await;
+    let script = "kill -0 $(cat /tmp/left) && sleep 3 && ! test -e /tmp/broken && kill $(cat /tmp/left)";
+    assert_eq!(node.exec(id, script).await.unwrap().exit_code, 0, "it goes on, and can write");
 }
 
 async fn limits_hold_and_a_last_word_arrives(node: &Node, pod: &NodePod, image: &str) {

@@ -164,17 +164,26 @@ impl Process {
 
 /// Copies a process's output to the host, to its last byte. When the host has hung up, the output is still
 /// read, and thrown away: a process must not stop because nobody listens any more.
-async fn carry_output(mut ours: Nonblocking, mut host: ByteStream) {
+async fn carry_output(mut ours: Nonblocking, host: ByteStream) {
     let mut buffer = vec![0; BUFFER];
-    let mut listening = true;
-    // A terminal whose last process is gone answers EIO.
-    while let Ok(read @ 1..) = ours.read(&mut buffer).await {
-        if listening {
-            listening = host.write_all(buffer.get(..read).unwrap_or_default()).await.is_ok();
+    let (mut from_host, mut to_host) = tokio::io::split(host);
+    let copying = async {
+        // A terminal whose last process is gone answers EIO.
+        while let Ok(read @ 1..) = ours.read(&mut buffer).await {
+            if to_host.write_all(buffer.get(..read).unwrap_or_default()).await.is_err() {
+                return;
+            }
         }
+        // The host may be gone.
+        let _ = to_host.shutdown().await;
+    };
+    tokio::select! {
+        () = copying => {}
+        // It has nothing to say, and may hang up while there is nothing to read.
+        _ = from_host.read_u8() => {}
     }
-    // The host may be gone.
-    let _ = host.shutdown().await;
+    drop((from_host, to_host));
+    while let Ok(1..) = ours.read(&mut buffer).await {}
 }
 
 /// A standard stream.
