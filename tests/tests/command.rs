@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         a_registry_that_is_not_there_or_an_image_that_is_none_is_one_clear_error,
         the_annotation_of_init_data_is_its_compressed_text,
         a_policy_is_generated_from_what_is_piped,
+        the_page_on_policies_says_what_the_tool_says,
         a_pod_as_large_as_they_come_has_a_policy_that_kubernetes_takes,
         a_node_is_installed_below_a_folder_or_only_told_what_would_be_done,
         a_guest_is_measured_as_text_as_it_is_as_json,
@@ -257,6 +258,62 @@ fn a_policy_is_generated_from_what_is_piped(owner: &Owner) {
     let piped = String::from_utf8(output.stdout).unwrap();
     assert!(piped.contains("cc_init_data"), "{piped}");
     assert_eq!(piped, owner.sealpod([&["policy", "generate", &named][..], &options].concat()));
+}
+
+/// docs/policy.md is true: each of its commands says there what it says here, but for digests and sizes.
+fn the_page_on_policies_says_what_the_tool_says(owner: &Owner) {
+    let folder = owner.path("page");
+    std::fs::create_dir_all(folder.join("broker")).unwrap();
+    std::fs::copy(owner.path("kbs/tls.crt"), folder.join("broker/tls.crt")).unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/policy.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let mut commands = 0;
+    // Blocks are indented; text is not.
+    for block in page.split("\n\n").filter(|block| block.starts_with("    ")) {
+        let block: String =
+            block.lines().map(|line| line.strip_prefix("    ").unwrap_or(line).to_owned() + "\n").collect();
+        match &block {
+            manifest if manifest.starts_with("apiVersion") => {
+                std::fs::write(folder.join("pod.yaml"), manifest).unwrap();
+            }
+            request if request.starts_with('{') => {
+                std::fs::write(folder.join("exec.json"), request).unwrap();
+            }
+            _ => {}
+        }
+        for typed in
+            block.split_inclusive('\n').collect::<Vec<_>>().chunk_by(|_, next| !next.starts_with("$ "))
+        {
+            let typed = typed.concat();
+            let Some(typed) = typed.strip_prefix("$ ") else { continue };
+            let end = typed.lines().take_while(|line| line.ends_with('\\')).count();
+            let lines: Vec<&str> = typed.lines().collect();
+            let (command, said) = lines.split_at(end + 1);
+            let mut shell = Command::new("sh");
+            let programs = program("sealpod").parent().unwrap().display().to_string();
+            let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+            shell.args(["-c", &format!("{{ {}; }} 2>&1", command.join("\n"))]).env("PATH", path);
+            let output = shell.current_dir(&folder).output().unwrap();
+            let actual = String::from_utf8_lossy(&output.stdout).into_owned();
+            if said != ["…"] {
+                assert_eq!(without_digests(&actual), without_digests(&said.join("\n")), "{command:?}");
+            }
+            commands += 1;
+        }
+    }
+    assert!(commands >= 5, "the page has commands");
+}
+
+/// Each digest, shortened or not, and each number of bytes as one sign.
+fn without_digests(text: &str) -> String {
+    let word = |word: &str| {
+        let digits = word.trim_end_matches(['…', ',']);
+        let is_digest = digits.len() >= 8 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_size = digits.strip_prefix('(').is_some_and(|size| size.parse::<u32>().is_ok());
+        if is_digest || is_size { "#".to_owned() } else { word.to_owned() }
+    };
+    let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+    text.trim_end().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Kubernetes takes 256 KiB of all annotations of an object together.
