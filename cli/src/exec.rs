@@ -17,7 +17,7 @@ use crate::run::environment;
   sealpod exec web -- ls -l /www
   sealpod exec -it web -- sh
 
-The exit status is the command's; 125 if the pod cannot be reached or refuses, 126 if the command
+The exit status is the command's; 125 if the pod cannot be reached or refuses, 126 if the command \
 cannot be executed, 127 if the image does not have it.")]
 pub(crate) struct ExecArgs {
     /// The pod's name, as `sealpod ps` shows it

@@ -66,7 +66,7 @@ struct BuildArgs {
     /// Words to add to the kernel's command line
     #[arg(long, value_name = "WORDS")]
     cmdline: Option<String>,
-    /// Where the guest goes
+    /// Where the guest goes [default: where other commands look for it, sealpod/guest in the user's data folder]
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
 }
@@ -157,8 +157,10 @@ pub(crate) fn folder(named: Option<&Path>) -> Result<PathBuf> {
         return Ok(folder.to_owned());
     }
     let places = [default_output(), PathBuf::from("/usr/lib/sealpod/guest")];
+    let [own, packaged] = places.each_ref().map(|folder| folder.display().to_string());
     places.into_iter().find(|folder| folder.join("guest.json").exists()).ok_or_else(|| {
-        Error::new("there is no guest").hint("build one with `sealpod guest build`, or name one with --guest")
+        Error::new(format!("there is no guest in {own} or {packaged}"))
+            .hint("build one with `sealpod guest build`, or name one with --guest or in SEALPOD_GUEST")
     })
 }
 

@@ -23,7 +23,8 @@ use crate::output::{self, Progress};
 
 Examples:
   sealpod image build root/ --cmd /app/serve --output web/
-  sealpod image encrypt --recipient provider:attestation-agent:keyid=kbs:///default/key/web::keypath=web.key web/ sealed/
+  sealpod image encrypt web/ sealed/ --recipient \\
+      provider:attestation-agent:keyid=kbs:///default/key/web::keypath=web.key
   sealpod image push sealed/ registry.example/web:1
   sealpod image keygen --output signing
   sealpod image sign --key signing.key registry.example/web:1
@@ -38,11 +39,13 @@ enum ImageCommand {
     /// Make an image from a root folder; the same folder gives the same image
     #[command(after_help = "Examples:
   sealpod image build root/ --cmd /app/serve --output web/
-  sealpod image build root/ --config config.json --user 1000:1000 --env MODE=production --output web/")]
+  sealpod image build root/ --config config.json --user 1000:1000 \\
+      --env MODE=production --output web/")]
     Build(BuildArgs),
     /// Encrypt an image's layers for one or more recipients
     #[command(after_help = "Examples:
-  sealpod image encrypt --recipient provider:attestation-agent:keyid=kbs:///default/key/web::keypath=web.key web/ sealed/
+  sealpod image encrypt web/ sealed/ --recipient \\
+      provider:attestation-agent:keyid=kbs:///default/key/web::keypath=web.key
   sealpod image encrypt --recipient jwe:reviewer.pem web/ sealed/")]
     Encrypt {
         /// jwe:PUBLIC-KEY-FILE, or provider:attestation-agent:keyid=kbs:///REPOSITORY/TYPE/TAG::keypath=FILE
@@ -55,7 +58,8 @@ enum ImageCommand {
     },
     /// Push an image to a registry
     #[command(after_help = "Examples:
-  sealpod image push --authfile ~/.docker/config.json sealed/ registry.example/web:1
+  sealpod image push --authfile ~/.docker/config.json \\
+      sealed/ registry.example/web:1
   sealpod image push --plain-http sealed/ localhost:5000/web:1")]
     Push {
         #[command(flatten)]
@@ -68,7 +72,8 @@ enum ImageCommand {
     /// Sign an image in a registry, as cosign does with a key
     #[command(after_help = "Examples:
   sealpod image sign --key signing.key registry.example/web:1
-  sealpod image sign --key signing.key --plain-http --identity registry.example/web:1 localhost:5000/web:1")]
+  sealpod image sign --key signing.key --plain-http \\
+      --identity registry.example/web:1 localhost:5000/web:1")]
     Sign {
         #[command(flatten)]
         registry: RegistryArgs,

@@ -13,12 +13,13 @@ use crate::output;
 /// Make and measure a pod's init data: its key broker, image policy and agent policy
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The guest measures the init data before it reads it; the key broker releases secrets only to
+    after_help = "The guest measures the init data before it reads it; the key broker releases secrets only to \
 guests whose init data it knows. Register the digest as the reference value `init_data`.
 
 Examples:
-  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
-      --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml
+  sealpod init-data create --kbs https://broker.example:8080 \\
+      --kbs-certificate broker/tls.crt --agent-policy policy.rego \\
+      --image-policy kbs:///default/image-policy/web > web.toml
   sealpod kbs reference-value set init_data $(sealpod init-data digest web.toml)
   sealpod run --init-data web.toml registry.example/web:1"
 )]
@@ -31,8 +32,9 @@ pub(crate) struct InitDataArgs {
 enum InitDataCommand {
     /// Write init data (TOML) to standard output
     #[command(after_help = "Examples:
-  sealpod init-data create --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
-      --image-policy kbs:///default/image-policy/web --agent-policy policy.rego > web.toml")]
+  sealpod init-data create --kbs https://broker.example:8080 \\
+      --kbs-certificate broker/tls.crt --agent-policy policy.rego \\
+      --image-policy kbs:///default/image-policy/web > web.toml")]
     Create(Source),
     /// Print the digest that the guest measures and the key broker compares
     #[command(after_help = "Examples:

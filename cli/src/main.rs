@@ -141,6 +141,9 @@ mod tests {
             let is_example =
                 |line: &str| line.starts_with("  ") && format!("{line} ").contains(&format!("{name} "));
             assert!(help.lines().any(is_example), "{name} has no example");
+            let mut indented = help.lines().filter(|line| line.starts_with("  "));
+            let broken = indented.find(|line| line.chars().count() > 80);
+            assert_eq!(broken, None, "{name}: a terminal would break it where no shell does");
             for subcommand in command.get_subcommands() {
                 check(subcommand, &format!("{name} {}", subcommand.get_name()));
             }

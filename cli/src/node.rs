@@ -46,8 +46,8 @@ struct PlaceArgs {
 /// Place the programs and tell containerd or CRI-O about them; may be run again at any time
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What was changed before stays changed by whoever changed it: files in /etc/sealpod are not
-overwritten once they were edited, and containerd's configuration is edited, not replaced. It is checked by
+    after_help = "What was changed before stays changed by whoever changed it: files in /etc/sealpod are not \
+overwritten once they were edited, and containerd's configuration is edited, not replaced. It is checked by \
 containerd itself before it is put in place; if containerd does not start with it, the old one is restored.
 
 Examples:

@@ -31,7 +31,7 @@ use crate::pod::{ANSWER_LIMIT, CONTAINER, agent_error, control, data_folder, ran
   sealpod run --init-data web.toml --port 8080:80 registry.example/web:1
   sealpod run -it --init-data debug.toml registry.example/tools -- sh
 
-The exit status is the container's; 125 if the pod did not start, 126 if the command cannot be
+The exit status is the container's; 125 if the pod did not start, 126 if the command cannot be \
 executed, 127 if the image does not have it. In the guest, 10.0.2.2 is this machine's loopback.")]
 pub(crate) struct RunArgs {
     /// The image, as registry.example/repository:tag

@@ -27,12 +27,14 @@ const POD_LIMIT: Duration = Duration::from_secs(120);
 
 /// Show the whole story on this machine: an encrypted image in a measured VM, and the attacks it withstands
 #[derive(Debug, Args)]
-#[command(after_help = "Everything that the demo starts or writes is gone when it ends, the report excepted.
+#[command(
+    after_help = "Everything that the demo starts or writes is gone when it ends, the report excepted. \
 `make demo` builds what it needs and runs it.
 
 Examples:
   sealpod demo
-  sealpod demo --guest guest/ --report report.json")]
+  sealpod demo --guest guest/ --report report.json"
+)]
 pub(crate) struct DemoArgs {
     /// The guest that `sealpod guest build` made
     #[arg(long, value_name = "FOLDER", env = "SEALPOD_GUEST")]

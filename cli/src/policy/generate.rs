@@ -19,23 +19,26 @@ use crate::output;
 /// Write a manifest's pods their init data: what they are, and nothing else, is allowed
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Every Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job and CronJob of the input gets the
-annotation io.katacontainers.config.hypervisor.cc_init_data, and one for the limits of its volumes
-(emptyDir.sizeLimit) where it has any; all else stays as it is, comments too. Where some say
-runtimeClassName: sealpod, the others are left alone.
-ConfigMaps of the same input are fixed with their content, and must be there; of Secrets, which the
-cluster knows anyway and the annotation must not tell, any content is allowed. An image with a digest
+    after_help = "Every Pod, Deployment, StatefulSet, DaemonSet, ReplicaSet, Job and CronJob of the input gets the \
+annotation io.katacontainers.config.hypervisor.cc_init_data, and one for the limits of its volumes \
+(emptyDir.sizeLimit) where it has any; all else stays as it is, comments too. Where some say \
+runtimeClassName: sealpod, the others are left alone. \
+ConfigMaps are fixed with their content, and must be in the input or in a file named by --with; of Secrets, \
+which the cluster knows anyway and the annotation must not tell, any content is allowed. An image with a digest \
 is that one; with a tag only, its signer decides by the image policy.
 
-Denied unless allowed here: logs, termination messages, exec (but for the exact commands of probes and
+Denied unless allowed here: logs, termination messages, exec (but for the exact commands of probes and \
 hooks), attach, cp, port-forward, debug containers.
 
 Examples:
-  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
+  sealpod policy generate pod.yaml --kbs https://broker.example:8080 \\
+      --kbs-certificate broker/tls.crt \\
       --image-policy kbs:///default/image-policy/web > sealed.yaml
-  kustomize build . | sealpod policy generate - --kbs https://broker.example:8080 | kubectl apply -f -
-  sealpod policy generate pod.yaml --in-place --kbs https://broker.example:8080 \\
-      --allow-logs --allow-exec 'ls -l /data'"
+  kustomize build . |
+      sealpod policy generate - --kbs https://broker.example:8080 |
+      kubectl apply -f -
+  sealpod policy generate pod.yaml --kbs https://broker.example:8080 \\
+      --in-place --allow-logs --allow-exec 'ls -l /data'"
 )]
 pub(crate) struct GenerateArgs {
     /// The manifest (YAML or JSON, one or many documents); - for standard input

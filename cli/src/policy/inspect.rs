@@ -44,13 +44,19 @@ pub(super) struct DiffArgs {
 /// Try a request: would the guest allow it? Exit status 1 if not, 2 for trouble
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The request is JSON as the guest gets it: {\"request\": \"ExecProcess\", \"input\": {…}}. For CreateContainer,
-\"image\" beside these says what the guest knows of the image: digest, entrypoint, environment, user,
-working_directory and effective_command; what is left out is taken from the request, as for an image
+    after_help = "The request is JSON as the guest gets it: {\"request\": \"ExecProcess\", \"input\": {…}}. For CreateContainer, \
+\"image\" beside these says what the guest knows of the image: digest, entrypoint, environment, user, \
+working_directory and effective_command; what is left out is taken from the request, as for an image \
 that says nothing itself.
 
 Examples:
-  echo '{\"request\": \"ReadStdout\", \"input\": {\"container\": \"web\", \"exec\": null}}' |
+  echo '{\"request\": \"ReadStdout\",
+         \"input\": {\"container\": \"web\", \"exec\": null}}' |
+      sealpod policy test sealed.yaml --request -
+  echo '{\"request\": \"ExecProcess\",
+         \"input\": {\"container\": \"web\", \"exec\": \"1\", \"command\": [\"sh\"],
+           \"environment\": {}, \"user\": null, \"working_directory\": null,
+           \"terminal\": false, \"stdin\": false}}' |
       sealpod policy test sealed.yaml --request -"
 )]
 pub(super) struct TestArgs {

@@ -17,12 +17,13 @@ const LONGEST: u64 = 8 << 20;
 /// Make, explain, compare and try what the host may ask of a Kubernetes pod
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The policy is part of the pod's init data, which the guest measures before it reads it. What a manifest
+    after_help = "The policy is part of the pod's init data, which the guest measures before it reads it. What a manifest \
 does not say is denied, and so is looking into the pod unless it is allowed here.
 
 Examples:
-  sealpod policy generate pod.yaml --kbs https://broker.example:8080 --kbs-certificate broker/tls.crt \\
-      --image-policy kbs:///default/image-policy/web --allow-logs > sealed.yaml
+  sealpod policy generate pod.yaml --kbs https://broker.example:8080 \\
+      --kbs-certificate broker/tls.crt --allow-logs \\
+      --image-policy kbs:///default/image-policy/web > sealed.yaml
   sealpod policy explain sealed.yaml
   sealpod policy diff sealed.yaml newer.yaml
   sealpod policy test sealed.yaml --request exec.json"

@@ -72,6 +72,9 @@ impl Installation {
     /// If something is missing, or if containerd would not take the new configuration.
     pub fn plan(options: &Options) -> Result<Self, Error> {
         let places = &options.places;
+        if let Some(root) = &places.root {
+            std::fs::read_dir(root).map_err(Error::file("cannot look into", root))?;
+        }
         let record = Record::read(places)?.unwrap_or_default();
         let services = Services::find(places);
         let mut notes = Vec::new();

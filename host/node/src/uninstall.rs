@@ -38,7 +38,8 @@ impl Removal {
     /// # Errors
     /// If nothing is installed, if pods use it, or if containerd would not take its configuration without ours.
     pub fn plan(places: &Places, force: bool, purge: bool, restart: bool) -> Result<Self, Error> {
-        let record = Record::read(places)?.ok_or_else(|| Error::NotInstalled(places.prefix.clone()))?;
+        let record = Record::read(places)?;
+        let record = record.ok_or_else(|| Error::NotInstalled(places.on_disk(&places.prefix)))?;
         let told = record.containerd.as_deref().and_then(|version| version.parse::<Version>().ok());
         let mount = user(places, told).map_or_else(|error| if force { Ok(None) } else { Err(error) }, Ok)?;
         let mount = mount.filter(|_| !force);

@@ -281,6 +281,9 @@ fn what_is_missing_is_said() {
     node.options.containerd_version = Some("1.5".into());
     assert!(matches!(node.install(), Err(Error::TooOld(_))));
     assert!(!node.path("opt").exists());
+    node.options.places.root = Some(node.path("no-image"));
+    let error = node.install().unwrap_err().to_string();
+    assert!(error.contains("cannot look into") && error.contains("no-image"), "{error}");
 }
 
 #[test]

@@ -20,7 +20,8 @@ use tracing_subscriber::EnvFilter;
 #[command(after_help = "Examples:
   sealpod-kbs init --dir /var/lib/sealpod-kbs --host broker.example
   sealpod-kbs serve --config /var/lib/sealpod-kbs/kbs.toml
-  export SEALPOD_KBS=https://broker.example:8080 SEALPOD_ADMIN_KEY=/var/lib/sealpod-kbs/admin.key
+  export SEALPOD_KBS=https://broker.example:8080
+  export SEALPOD_ADMIN_KEY=/var/lib/sealpod-kbs/admin.key
   sealpod kbs resource list
 
 Several brokers share a PostgreSQL database when their configurations have, instead of a path,

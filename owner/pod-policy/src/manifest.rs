@@ -368,7 +368,10 @@ fn kind_of_job(spec: Option<&Node>) -> Kind {
 
 fn typed<T: DeserializeOwned>(node: &Node, object: &str, place: &str) -> Result<T, ManifestError> {
     serde_path_to_error::deserialize(node.to_json()).map_err(|error| {
-        let (path, problem) = (error.path().to_string(), error.inner().to_string());
+        let (path, mut problem) = (error.path().to_string(), error.inner().to_string());
+        if problem.ends_with("expected a string") {
+            problem += ", in quotes";
+        }
         let words = [place, path.as_str()].into_iter().filter(|word| !word.is_empty() && *word != ".");
         let path = words.collect::<Vec<_>>().join(".");
         let problem = if path.is_empty() { problem } else { format!("{path}: {problem}") };
@@ -543,7 +546,7 @@ mod tests {
             ),
             (
                 "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: a, env: [{name: A, value: 1}]}]}\n",
-                "env[0].value: invalid type",
+                "env[0].value: invalid type: integer `1`, expected a string, in quotes",
             ),
             (
                 "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: '%'}\n",
