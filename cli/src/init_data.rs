@@ -162,10 +162,10 @@ fn read(path: &PathBuf) -> Result<String> {
 // What the guest would refuse is refused here, where its author sits.
 
 fn check_address(url: &str) -> Result<()> {
-    let address = reqwest::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    match address {
-        Some(_) => Ok(()),
-        None => Err(Error::new(format!("{url:?} is no address of a key broker"))
+    let has_scheme = url.starts_with("https://") || url.starts_with("http://");
+    match reqwest::Url::parse(url) {
+        Ok(_) if has_scheme => Ok(()),
+        _ => Err(Error::new(format!("{url:?} is no address of a key broker"))
             .hint("as https://broker.example:8080")),
     }
 }
@@ -242,6 +242,8 @@ mod tests {
         for (owner, words) in [
             (kbs("broker.example"), "is no address of a key broker"),
             (kbs("https://"), "is no address of a key broker"),
+            (kbs("HTTPS://broker.example"), "is no address of a key broker"),
+            (kbs(" https://broker.example"), "is no address of a key broker"),
             (kbs("https://a b"), "is no address of a key broker"),
             (kbs("http://broker.example:99999"), "is no address of a key broker"),
             (Owner { image_policy: Some("kbs:///a/b".into()), ..owner() }, "kbs:///a/b"),

@@ -12,7 +12,7 @@ use yamux::Mode;
 use crate::error::CallError;
 use crate::frame::{self, Answer, Budget, FrameError};
 use crate::hello;
-use crate::limits::{CLIENT_CALLS, CLIENT_STREAMS, FRAME_BYTES, SERVER_STREAMS};
+use crate::limits::{CLIENT_CALLS, CLIENT_ENDS, CLIENT_STREAMS, FRAME_BYTES, SERVER_STREAMS};
 use crate::multiplex::{Multiplexed, buffered, multiplex};
 use crate::request::{Reply, Request};
 use crate::stream::{ByteStream, Keep};
@@ -28,8 +28,11 @@ pub struct Client {
 struct Shared {
     /// Asks the connection's task for a stream. The task ends when this is dropped.
     opener: mpsc::Sender<oneshot::Sender<yamux::Stream>>,
-    /// For what lasts, and for other calls.
+    /// For what lasts.
     streams: Arc<Semaphore>,
+    /// For calls that end something.
+    ends: Arc<Semaphore>,
+    /// For other calls.
     calls: Arc<Semaphore>,
     budget: Budget,
     lost: watch::Receiver<Option<String>>,
@@ -56,9 +59,10 @@ impl Client {
             // Nobody listens after the last handle went.
             let _ = loss.send(Some(reason));
         });
-        let (streams, calls) = (Semaphore::new(CLIENT_STREAMS), Semaphore::new(CLIENT_CALLS));
-        let (streams, calls) = (Arc::new(streams), Arc::new(calls));
-        Ok(Self { connection: Arc::new(Shared { opener, streams, calls, budget: Budget::new(), lost }) })
+        let [streams, ends, calls] =
+            [CLIENT_STREAMS, CLIENT_ENDS, CLIENT_CALLS].map(|limit| Arc::new(Semaphore::new(limit)));
+        let shared = Shared { opener, streams, ends, calls, budget: Budget::new(), lost };
+        Ok(Self { connection: Arc::new(shared) })
     }
 
     /// Asks, and waits for the answer for as long as it takes.
@@ -146,6 +150,7 @@ impl Client {
         let (places, limit) = match request {
             Request::Info => return Ok(None),
             other if other.lasts() => (&self.connection.streams, CLIENT_STREAMS),
+            other if other.ends() => (&self.connection.ends, CLIENT_ENDS),
             _ => (&self.connection.calls, CLIENT_CALLS),
         };
         places.clone().try_acquire_owned().map(Some).map_err(|_| CallError::TooManyStreams { limit })

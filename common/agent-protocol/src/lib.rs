@@ -45,7 +45,9 @@ pub mod limits {
     pub const REQUEST_TIME: Duration = Duration::from_secs(60);
     /// What a client has open at the same time that may last: byte streams, and waits for processes' ends.
     pub const CLIENT_STREAMS: usize = 160;
-    /// The other calls of a client at the same time. What lasts never takes their place: a process can always be killed.
+    /// The calls of a client at the same time that end something: no other is in their way.
+    pub const CLIENT_ENDS: usize = 16;
+    /// The other calls of a client at the same time.
     pub const CLIENT_CALLS: usize = 64;
     /// The streams a server keeps at the same time; a peer that opens more loses the connection.
     pub const SERVER_STREAMS: usize = 256;

@@ -98,6 +98,11 @@ impl Request {
         self.opens_stream() || matches!(self, Self::WaitProcess(_))
     }
 
+    /// Whether this ends a process, or what is left of one.
+    pub(crate) fn ends(&self) -> bool {
+        matches!(self, Self::SignalProcess(_) | Self::RemoveContainer(_) | Self::RemoveExec(_))
+    }
+
     /// Whether this call's stream carries raw bytes after the answer.
     pub fn opens_stream(&self) -> bool {
         matches!(self, Self::WriteStdin(_) | Self::ReadStdout(_) | Self::ReadStderr(_) | Self::ForwardPort(_))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sealpod_agent_protocol::{
     ByteStream, CallError, Client, ExitStatus, Failure, FailureKind, Handler, Info, ProcessRef, PullImage,
-    Reply, Request, limits, serve,
+    Reply, Request, SignalProcess, limits, serve,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, Semaphore};
@@ -304,6 +304,10 @@ async fn a_client_bounds_its_own_streams_and_gets_places_back() {
     let error = slow().await.unwrap_err();
     assert!(matches!(error, CallError::TooManyStreams { limit: limits::CLIENT_CALLS }), "{error}");
     client.call(Request::Info).await.unwrap();
+    // A process can always be killed.
+    let kill = Request::SignalProcess(SignalProcess { process: process("c"), signal: 9, all: false });
+    let error = client.call(kill).await.unwrap_err();
+    assert!(matches!(error, CallError::Refused(Failure { kind: FailureKind::NotFound, .. })), "{error}");
     drop((streams, calls));
     for _ in 0..3 * limits::CLIENT_STREAMS {
         client.open(Request::WriteStdin(process("c"))).await.unwrap();

@@ -112,6 +112,11 @@ impl Error {
         }
     }
 
+    /// Whether the guest was not asked, since too much is asked of it already.
+    pub(crate) fn is_own_limit(&self) -> bool {
+        matches!(self, Self::Agent(CallError::TooManyStreams { .. }))
+    }
+
     /// Whether the guest did not answer at all.
     pub(crate) fn is_of_lost_guest(&self) -> bool {
         matches!(

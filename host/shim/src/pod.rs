@@ -41,6 +41,8 @@ const FAILED: u32 = 255;
 const END: Duration = Duration::from_secs(10);
 /// How long a container that is killed, or removed, may take to be gone. Engines wait two minutes.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long until a place is looked for again.
+const MOMENT: Duration = Duration::from_millis(500);
 /// SIGKILL.
 const KILL: u32 = 9;
 
@@ -284,10 +286,15 @@ impl Pod {
         let starting = process.starts()?;
         let outputs = streams::attach(&self.agent, &reference, process).await?;
         let name = ContainerRef { container: container.id.clone() };
-        self.agent.call(Request::StartContainer(name)).await?;
-        starting.done();
+        let started = self.agent.call(Request::StartContainer(name)).await.map_err(Error::from);
+        match &started {
+            Ok(_) => starting.done(),
+            // It was killed meanwhile, and somebody may wait for its end.
+            Err(error) if error.is_gone() => drop(starting),
+            Err(_) => return started.map(drop),
+        }
         self.follow(reference, container.id.clone(), process.clone(), outputs);
-        Ok(())
+        started.map(drop)
     }
 
     /// Notes an exec.
@@ -339,7 +346,7 @@ impl Pod {
         tokio::spawn(async move {
             let is_exec = reference.exec.is_some();
             let id = reference.exec.clone().unwrap_or_else(|| container.clone());
-            let exit = match pod.agent.call(Request::WaitProcess(reference)).await.map_err(Error::from) {
+            let exit = match pod.wait_process(reference).await {
                 Ok(Reply::Exit(status)) => Some(status.into()),
                 // It never ran, or was removed by force.
                 Err(error) if error.is_gone() => Some(Exit::now(KILLED)),
@@ -359,6 +366,16 @@ impl Pod {
                 pod.tell_end(&container, &id, &process, exit);
             }
         });
+    }
+
+    /// Waits for a process's end, and before that, if need be, for a place to wait at.
+    async fn wait_process(&self, reference: ProcessRef) -> Result<Reply, Error> {
+        loop {
+            match self.agent.call(Request::WaitProcess(reference.clone())).await.map_err(Error::from) {
+                Err(error) if error.is_own_limit() => tokio::time::sleep(MOMENT).await,
+                other => return other,
+            }
+        }
     }
 
     async fn pass_on_message(&self, container: &str) {
@@ -412,6 +429,7 @@ impl Pod {
             false => self.agent.call(send).await,
         };
         match sent.map_err(Error::from) {
+            Err(error) if error.is_own_limit() => return Err(error),
             // The pod ends with its guest, and all of its processes.
             Err(error) if kills && !error.is_gone() || error.is_of_lost_guest() => {
                 if kills {
@@ -487,14 +505,25 @@ impl Pod {
         }
     }
 
-    /// Ends what is left of a container and forgets it.
-    pub(crate) async fn remove(&self, container: &Container) -> Result<Exit, Error> {
+    /// Ends what is left of a container and forgets it. An engine that gives up on that comes again, and finds it gone.
+    pub(crate) async fn remove(self: &Arc<Self>, container: &Arc<Container>) -> Result<Exit, Error> {
+        let (pod, container) = (self.clone(), container.clone());
+        let removing = tokio::spawn(async move { pod.take_away(&container).await });
+        removing.await.map_err(|_| Error::Conflict("the container was not removed to the end".into()))?
+    }
+
+    async fn take_away(&self, container: &Container) -> Result<Exit, Error> {
         if self.sandbox.exit().is_none() {
             let name = ContainerRef { container: container.id.clone() };
             let removing = self.agent.call_with_timeout(Request::RemoveContainer(name), KILL_PATIENCE);
             match removing.await.map_err(Error::from) {
+                Err(error) if error.is_own_limit() => return Err(error),
                 Err(error) if !error.is_gone() && self.sandbox.exit().is_none() => {
-                    self.end_instead(&container.id, &error);
+                    if container.process.exit().is_none() {
+                        self.end_instead(&container.id, &error);
+                    } else {
+                        tracing::warn!(container = container.id, %error, "its files stay in the guest");
+                    }
                 }
                 _ => {}
             }
