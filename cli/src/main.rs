@@ -4,6 +4,7 @@ mod demo;
 mod doctor;
 mod error;
 mod exec;
+mod file;
 mod guest;
 mod image;
 mod init_data;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::error::{Context, Error, Result};
+use crate::file;
 use crate::output::{self, Progress};
 use crate::pod::signals::Signals;
 use owner::Owner;
@@ -161,10 +162,6 @@ fn stages(report: &shell::RunReport) -> Result<Stages> {
 fn write_report(path: &Path, report: &Report) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).context(format!("cannot make {}", folder.display()))?;
-    // Renamed into place, so that two demos at once leave one whole report.
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).context(format!("cannot write {}", path.display()))?;
-    serde_json::to_writer_pretty(&mut file, report)?;
-    file.persist(path).context(format!("cannot write {}", path.display()))?;
-    Ok(())
+    // As a whole, so that two demos at once leave one.
+    file::replace(path, &serde_json::to_vec_pretty(report)?)
 }

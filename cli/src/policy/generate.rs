@@ -1,7 +1,6 @@
 //! `sealpod policy generate`: from a manifest to the same manifest with init data.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use sealpod_pod_policy::{
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
+use crate::file;
 use crate::init_data::{Owner, digest};
 use crate::output;
 
@@ -153,8 +153,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         write_init_data(folder, &made)?;
     }
     match (&args.output, args.in_place) {
-        (Some(file), _) => replace(file, &annotated)?,
-        (None, true) => replace(&args.file, &annotated)?,
+        (Some(output), _) => file::replace(output, annotated.as_bytes())?,
+        (None, true) => file::replace(&args.file, annotated.as_bytes())?,
         (None, false) => output::raw(annotated.as_bytes())?,
     }
     if args.json {
@@ -246,21 +246,6 @@ fn write_init_data(folder: &Path, made: &[Made<'_>]) -> Result<()> {
         }
         std::fs::write(&path, &one.init_data).context(format!("cannot write {}", path.display()))?;
     }
-    Ok(())
-}
-
-/// Writes a file as a whole or not at all.
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let what = || format!("cannot write {}", path.display());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).context(what())?;
-    file.write_all(text.as_bytes()).context(what())?;
-    let permissions = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.permissions(),
-        Err(_) => std::os::unix::fs::PermissionsExt::from_mode(0o644),
-    };
-    file.as_file().set_permissions(permissions).context(what())?;
-    file.persist(path).context(what())?;
     Ok(())
 }
 
