@@ -50,7 +50,7 @@ impl Client {
         let mut transport = buffered(transport);
         let greeting = hello::from_host(&mut transport).await;
         greeting.map_err(|error| CallError::Lost { request: "hello", reason: error.to_string() })?;
-        // The server's limit ends a connection, so this end stays below it by its own.
+        // That limit ends a connection, so this end keeps to smaller ones of its own.
         let connection = multiplex(transport, Mode::Client, SERVER_STREAMS);
         let (opener, openings) = mpsc::channel(1);
         let (loss, lost) = watch::channel(None);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::request::Failure;
+use crate::failure::Failure;
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::Semaphore;
 
+use crate::failure::Failure;
 use crate::limits::{FRAME_BYTES, FRAME_BYTES_IN_FLIGHT, FRAME_TIME};
-use crate::request::{Failure, Reply};
+use crate::request::Reply;
 
 /// What a request's frame is answered with.
 #[derive(Debug, Serialize, Deserialize)]

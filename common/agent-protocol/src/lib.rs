@@ -13,6 +13,7 @@
 
 mod client;
 mod error;
+mod failure;
 mod frame;
 mod hello;
 mod multiplex;
@@ -23,6 +24,7 @@ mod volume_limits;
 
 pub use client::Client;
 pub use error::CallError;
+pub use failure::{Failure, FailureKind};
 pub use request::*;
 pub use server::{Handler, serve};
 pub use stream::ByteStream;
@@ -53,4 +55,8 @@ pub mod limits {
     pub const SERVER_STREAMS: usize = 256;
     /// The calls a server works on at the same time, without waits; more are answered with a failure.
     pub const SERVER_CALLS: usize = 128;
+
+    // A client that keeps to its limits, and asks for information beside, never loses its connection by them.
+    const _: () = assert!(CLIENT_STREAMS + CLIENT_ENDS + CLIENT_CALLS < SERVER_STREAMS);
+    const _: () = assert!(CLIENT_ENDS + CLIENT_CALLS < SERVER_CALLS);
 }

@@ -8,11 +8,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, watch};
 use yamux::Mode;
 
+use crate::failure::{Failure, FailureKind};
 use crate::frame::{self, Answer, Budget, FrameError};
 use crate::hello;
 use crate::limits::{REQUEST_TIME, SERVER_CALLS, SERVER_STREAMS};
 use crate::multiplex::{Multiplexed, buffered, multiplex};
-use crate::request::{Failure, FailureKind, Reply, Request};
+use crate::request::{Reply, Request};
 use crate::stream::{ByteStream, Keep};
 
 /// Carries out the host's requests.

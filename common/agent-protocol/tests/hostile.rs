@@ -163,46 +163,36 @@ async fn a_guest_that_opens_streams_loses_the_connection() {
     assert_eq!(client.lost().await, "the guest opened a stream, which it may not");
 }
 
-#[tokio::test]
-async fn an_answer_of_endless_length_is_refused() {
-    let (host, mut guest) = tokio::io::duplex(64 << 10);
+/// What a client makes of an answer.
+async fn error_of(answer: &[u8]) -> CallError {
+    let (host, mut guest) = tokio::io::duplex(1 << 20);
     let client = guest_of(host, &mut guest).await;
     let call = tokio::spawn(async move { client.call(Request::Info).await });
     data_for(&mut guest, 1).await;
-    guest.write_all(&header(DATA, 2, 1, 4)).await.unwrap();
-    guest.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
-    let error = call.await.unwrap().unwrap_err();
+    guest.write_all(&header(DATA, 2, 1, u32::try_from(answer.len()).unwrap())).await.unwrap();
+    guest.write_all(answer).await.unwrap();
+    call.await.unwrap().unwrap_err()
+}
+
+#[tokio::test]
+async fn an_answer_of_endless_length_is_refused() {
+    let error = error_of(&u32::MAX.to_le_bytes()).await;
     assert!(matches!(error, CallError::TooLarge { what: "the answer", .. }), "{error}");
 }
 
 #[tokio::test]
 async fn an_answer_that_makes_no_sense_is_an_error_of_that_call() {
-    let (host, mut guest) = tokio::io::duplex(64 << 10);
-    let client = guest_of(host, &mut guest).await;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { client.call(Request::Info).await }
-    });
-    data_for(&mut guest, 1).await;
-    let body = frame(br#"{"ok":{"reply":"Exit","output":{"code":999}}}"#);
-    guest.write_all(&header(DATA, 2, 1, u32::try_from(body.len()).unwrap())).await.unwrap();
-    guest.write_all(&body).await.unwrap();
-    let error = call.await.unwrap().unwrap_err();
+    let error = error_of(&frame(br#"{"ok":{"reply":"Exit","output":{"code":999}}}"#)).await;
     assert!(matches!(error, CallError::BadReply { request: "Info", .. }), "{error}");
 }
 
 #[tokio::test]
 async fn what_a_guest_says_of_a_failure_is_one_line_of_bounded_length() {
-    let (host, mut guest) = tokio::io::duplex(1 << 20);
-    let client = guest_of(host, &mut guest).await;
-    let call = tokio::spawn(async move { client.call(Request::Info).await });
-    data_for(&mut guest, 1).await;
     let message = format!("x\nlevel=error\u{1b}[2J\u{202e}{}", "y".repeat(100_000));
     let failed = serde_json::json!({ "failed": { "kind": "internal", "message": message, "hint": "a\r\nb", "denial": "\0" } });
-    let body = frame(failed.to_string().as_bytes());
-    guest.write_all(&header(DATA, 2, 1, u32::try_from(body.len()).unwrap())).await.unwrap();
-    guest.write_all(&body).await.unwrap();
-    let CallError::Refused(failure) = call.await.unwrap().unwrap_err() else { panic!("it is a refusal") };
+    let CallError::Refused(failure) = error_of(&frame(failed.to_string().as_bytes())).await else {
+        panic!("it is a refusal")
+    };
     assert!(failure.message.starts_with("x level=error [2Jyyy"), "{}", failure.message);
     assert_eq!(failure.message.chars().count(), 8192);
     assert_eq!((failure.hint.as_deref(), failure.denial.as_deref()), (Some("a  b"), Some(" ")));

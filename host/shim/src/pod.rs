@@ -441,14 +441,13 @@ impl Pod {
             Err(error) if !error.is_gone() || process.is_starting() => return Err(error),
             _ => {}
         }
-        let name = reference.container.clone();
+        let container = reference.container.clone();
         // Nobody waits for one that was not started, or could not be.
         if !process.is_starting() && process.status() == Status::CREATED {
-            let container = reference.container.clone();
-            self.follow(reference, container, process.clone(), Outputs::default());
+            self.follow(reference, container.clone(), process.clone(), Outputs::default());
         }
         if kills {
-            self.expect_end(name, process);
+            self.expect_end(container, process);
         }
         Ok(())
     }
