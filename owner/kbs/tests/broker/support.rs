@@ -1,10 +1,9 @@
 //! A broker of one's own, and guests and an administrator for it.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -34,7 +33,19 @@ pub(crate) struct Broker {
     url: String,
     pub(crate) http: reqwest::Client,
     admin: EncodingKey,
-    log: Arc<Mutex<String>>,
+    log: Log,
+}
+
+/// What a broker says: a file, in which everything is that it has said before it answers.
+struct Log(File);
+
+impl Log {
+    fn read(&self) -> String {
+        // Not by its own position, at which the broker writes.
+        let mut bytes = vec![0; usize::try_from(self.0.metadata().unwrap().len()).unwrap()];
+        self.0.read_exact_at(&mut bytes, 0).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
 }
 
 /// A guest with sample evidence.
@@ -120,29 +131,21 @@ impl Home {
     pub(crate) fn start_as(&self, mut command: Command) -> Broker {
         let address_file = self.path("address");
         let _ = std::fs::remove_file(&address_file);
+        let log = Log(tempfile::tempfile().unwrap());
         let mut child = command
             .args(["serve", "--config"])
             .arg(self.path("kbs.toml"))
             .arg("--address-file")
             .arg(&address_file)
-            .stderr(Stdio::piped())
+            .stderr(log.0.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (ready, is_ready) = channel();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let written = log.clone();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let listens = line.contains("listening");
-                written.lock().unwrap().push_str(&format!("{line}\n"));
-                if listens {
-                    let _ = ready.send(());
-                }
-            }
-        });
-        let started = is_ready.recv_timeout(PATIENCE);
-        assert!(started.is_ok(), "it does not start: {}", log.lock().unwrap());
+        let end = Instant::now() + PATIENCE;
+        while !log.read().contains("listening") {
+            let waits = Instant::now() < end && child.try_wait().unwrap().is_none();
+            assert!(waits, "it does not start: {}", log.read());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let address = std::fs::read_to_string(address_file).unwrap();
         let secure = std::fs::read_to_string(self.path("kbs.toml")).unwrap().contains("[tls]");
         let mut http = reqwest::Client::builder().no_proxy().timeout(PATIENCE);
@@ -241,7 +244,7 @@ impl Broker {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.log.read()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -267,7 +270,7 @@ impl Drop for Broker {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("the broker's log:\n{}", self.log.lock().unwrap());
+            eprintln!("the broker's log:\n{}", self.log());
         }
     }
 }
